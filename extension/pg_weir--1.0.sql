@@ -1,0 +1,164 @@
+\echo Use "CREATE EXTENSION pg_weir" to load this file. \quit
+
+-- The gate depends on settings alone: dropping this extension takes the views away, not the protection.
+
+GRANT USAGE ON SCHEMA weir TO PUBLIC;
+
+-- ---- admission --------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION weir.stat_admission(
+    OUT mode text,
+    OUT adaptive boolean,
+    OUT limit_now integer,
+    OUT limit_reason text,
+    OUT active integer,
+    OUT lent integer,
+    OUT waiting integer,
+    OUT admitted bigint,
+    OUT queued bigint,
+    OUT refused bigint,
+    OUT timed_out bigint,
+    OUT cancelled bigint,
+    OUT statement_timeout bigint,
+    OUT terminated bigint,
+    OUT client_gone bigint,
+    OUT bypassed bigint,
+    OUT admitted_over_limit bigint,
+    OUT lendings bigint,
+    OUT suspensions bigint,
+    OUT suspended integer,
+    OUT wait_p50 interval,
+    OUT wait_p95 interval,
+    OUT wait_p99 interval,
+    OUT wait_max interval,
+    OUT since timestamptz)
+RETURNS record
+LANGUAGE C VOLATILE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'weir_stat_admission';
+
+CREATE FUNCTION weir.stat_class(
+    OUT class text,
+    OUT weight integer,
+    OUT reserved integer,
+    OUT max_active integer,
+    OUT queue_size integer,
+    OUT queue_timeout interval,
+    OUT active integer,
+    OUT lent integer,
+    OUT waiting integer,
+    OUT admitted bigint,
+    OUT queued bigint,
+    OUT refused bigint,
+    OUT timed_out bigint,
+    OUT cancelled bigint,
+    OUT statement_timeout bigint,
+    OUT terminated bigint,
+    OUT client_gone bigint,
+    OUT bypassed bigint,
+    OUT admitted_over_limit bigint,
+    OUT lendings bigint,
+    OUT wait_p50 interval,
+    OUT wait_p95 interval,
+    OUT wait_p99 interval,
+    OUT wait_max interval)
+RETURNS SETOF record
+LANGUAGE C VOLATILE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'weir_stat_class';
+
+CREATE FUNCTION weir.admission_history(
+    OUT at timestamptz,
+    OUT limit_now integer,
+    OUT reason text,
+    OUT active real,
+    OUT running real,
+    OUT lock_waiting real,
+    OUT waiting real,
+    OUT throughput real,
+    OUT oldest_wait interval)
+RETURNS SETOF record
+LANGUAGE C VOLATILE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'weir_admission_history';
+
+CREATE FUNCTION weir.activity(
+    OUT pid integer,
+    OUT class text,
+    OUT state text,
+    OUT since timestamptz,
+    OUT "position" integer)
+RETURNS SETOF record
+LANGUAGE C VOLATILE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'weir_activity';
+
+CREATE FUNCTION weir.reset() RETURNS void
+LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'weir_reset';
+
+CREATE VIEW weir.stat_admission AS SELECT * FROM weir.stat_admission();
+CREATE VIEW weir.stat_class AS SELECT * FROM weir.stat_class();
+CREATE VIEW weir.admission_history AS SELECT * FROM weir.admission_history();
+CREATE VIEW weir.activity AS
+    SELECT a.pid, s.usename AS role, s.datname AS database, s.application_name AS application, s.client_addr AS address,
+           a.class, a.state, a.since, a.position
+    FROM weir.activity() a LEFT JOIN pg_catalog.pg_stat_activity s ON s.pid = a.pid;
+
+COMMENT ON VIEW weir.stat_admission IS 'Admission of transactions since the last weir.reset(): one row over all classes.';
+COMMENT ON COLUMN weir.stat_admission.mode IS 'weir.mode in force: off, observe or enforce';
+COMMENT ON COLUMN weir.stat_admission.adaptive IS 'whether pg_weir chooses the limit itself (weir.max_active = -1)';
+COMMENT ON COLUMN weir.stat_admission.limit_now IS 'slots there are now; NULL: no limit';
+COMMENT ON COLUMN weir.stat_admission.limit_reason IS 'why the adaptive limit is what it is: see docs/adaptive-limit.md; NULL when it is fixed';
+COMMENT ON COLUMN weir.stat_admission.active IS 'slots held now; may exceed the limit for a moment after it was lowered, or when lent slots are taken back';
+COMMENT ON COLUMN weir.stat_admission.lent IS 'transactions now open that lend their slot: their client is silent, or they were stalled';
+COMMENT ON COLUMN weir.stat_admission.waiting IS 'transactions waiting now';
+COMMENT ON COLUMN weir.stat_admission.admitted IS 'transactions that got a slot';
+COMMENT ON COLUMN weir.stat_admission.queued IS 'transactions that had to wait; in observe mode, would have had to';
+COMMENT ON COLUMN weir.stat_admission.refused IS 'refused at once because the queue was full (SQLSTATE 53300); in observe mode, would have been';
+COMMENT ON COLUMN weir.stat_admission.timed_out IS 'refused after weir.queue_timeout (SQLSTATE 53300)';
+COMMENT ON COLUMN weir.stat_admission.cancelled IS 'cancelled while waiting (57014)';
+COMMENT ON COLUMN weir.stat_admission.statement_timeout IS 'ended by statement_timeout or transaction_timeout while waiting';
+COMMENT ON COLUMN weir.stat_admission.terminated IS 'sessions terminated while waiting';
+COMMENT ON COLUMN weir.stat_admission.client_gone IS 'clients that closed their connection while waiting';
+COMMENT ON COLUMN weir.stat_admission.bypassed IS 'transactions of superusers, and of pg_monitor reading weir''s views, that needed no slot';
+COMMENT ON COLUMN weir.stat_admission.admitted_over_limit IS 'admitted over the limit, because somebody waited for a lock that the waiter held';
+COMMENT ON COLUMN weir.stat_admission.lendings IS 'times a slot was lent';
+COMMENT ON COLUMN weir.stat_admission.suspensions IS 'times the limit was suspended because every slot was held by stalled transactions; not reset';
+COMMENT ON COLUMN weir.stat_admission.suspended IS 'stalled transactions that are not counted now; 0: the limit is in force';
+COMMENT ON COLUMN weir.stat_admission.wait_p50 IS 'median wait of those who queued, also of those who left unserved; error at most 12.5 %';
+COMMENT ON COLUMN weir.stat_admission.wait_p95 IS '95th percentile of that wait';
+COMMENT ON COLUMN weir.stat_admission.wait_p99 IS '99th percentile of that wait';
+COMMENT ON COLUMN weir.stat_admission.wait_max IS 'longest such wait';
+COMMENT ON COLUMN weir.stat_admission.since IS 'when the counters began, or were reset';
+
+COMMENT ON VIEW weir.stat_class IS 'Admission of transactions since the last weir.reset(): a row per workload class.';
+COMMENT ON COLUMN weir.stat_class.weight IS 'share of the slots while several classes wait';
+COMMENT ON COLUMN weir.stat_class.reserved IS 'slots that only this class may use';
+COMMENT ON COLUMN weir.stat_class.max_active IS 'the class''s own limit; NULL: none';
+COMMENT ON COLUMN weir.stat_class.queue_size IS 'the class''s own bound of its queue; NULL: none';
+COMMENT ON COLUMN weir.stat_class.queue_timeout IS 'the longest wait in force for it; NULL: no bound';
+
+COMMENT ON VIEW weir.admission_history IS 'The limit, and what the server did under it: a row a second over the last ten minutes, oldest first.';
+COMMENT ON COLUMN weir.admission_history.limit_now IS 'slots there were; NULL: no limit';
+COMMENT ON COLUMN weir.admission_history.reason IS 'why the limit was this';
+COMMENT ON COLUMN weir.admission_history.active IS 'mean number of slots held';
+COMMENT ON COLUMN weir.admission_history.running IS 'of these: on a processor, or ready to be';
+COMMENT ON COLUMN weir.admission_history.lock_waiting IS 'of these: waiting for heavyweight locks';
+COMMENT ON COLUMN weir.admission_history.waiting IS 'mean number of transactions waiting for a slot';
+COMMENT ON COLUMN weir.admission_history.throughput IS 'transactions admitted per second';
+COMMENT ON COLUMN weir.admission_history.oldest_wait IS 'how long the longest waiter had waited at the end of the second';
+
+COMMENT ON VIEW weir.activity IS 'Sessions that hold a transaction slot, lend it, or wait for one.';
+COMMENT ON COLUMN weir.activity.pid IS 'process of the session';
+COMMENT ON COLUMN weir.activity.class IS 'its workload class';
+COMMENT ON COLUMN weir.activity.state IS 'active, lent or waiting';
+COMMENT ON COLUMN weir.activity.since IS 'since when it runs or waits';
+COMMENT ON COLUMN weir.activity."position" IS 'how many of its class are ahead of it; NULL unless waiting';
+
+COMMENT ON FUNCTION weir.stat_admission() IS 'What the view weir.stat_admission shows. Takes the gate''s lock for no time: it reads counters.';
+COMMENT ON FUNCTION weir.stat_class() IS 'What the view weir.stat_class shows.';
+COMMENT ON FUNCTION weir.admission_history() IS 'What the view weir.admission_history shows.';
+COMMENT ON FUNCTION weir.activity() IS 'What the view weir.activity joins with pg_stat_activity. Takes the gate''s lock, shared, to see positions.';
+COMMENT ON FUNCTION weir.reset() IS 'Resets the statistics of all weir views. Slots, queues and limits are untouched. Superusers, unless granted.';
+
+REVOKE ALL ON FUNCTION weir.stat_admission(), weir.stat_class(), weir.admission_history(), weir.activity(), weir.reset()
+    FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION weir.stat_admission(), weir.stat_class(), weir.admission_history(), weir.activity() TO pg_monitor;
+GRANT SELECT ON weir.stat_admission, weir.stat_class, weir.admission_history, weir.activity TO pg_monitor;

@@ -1,0 +1,402 @@
+#include "admission/gate.hpp"
+
+#include <cstring>
+#include <new>
+
+#include "pure_only.hpp"
+
+namespace weir
+{
+
+namespace
+{
+
+uint64_t Word(uint64_t sequence, TicketState state) noexcept
+{
+    return sequence << 8 | static_cast<uint64_t>(state);
+}
+
+uint64_t SequenceOf(uint64_t word) noexcept
+{
+    return word >> 8;
+}
+
+void CopyName(char *to, const char *from) noexcept
+{
+    std::strncpy(to, from, kClassNameSize - 1);
+    to[kClassNameSize - 1] = '\0';
+}
+
+void ApplySpec(GateClass *c, const ClassSpec &spec) noexcept
+{
+    CopyName(c->name, spec.name);
+    c->weight = spec.weight;
+    c->reserved = spec.reserved;
+    c->max_active = spec.max_active;
+    c->queue_size = spec.queue_size;
+    c->queue_timeout_ms.store(spec.queue_timeout_set ? static_cast<int32_t>(spec.queue_timeout_ms) : -1,
+                              std::memory_order_relaxed);
+}
+
+// What a class without settings is like: the default class, and one that was removed while in use.
+void ApplyDefaults(GateClass *c) noexcept
+{
+    c->weight = 1;
+    c->reserved = 0;
+    c->max_active = 0;
+    c->queue_size = 0;
+    c->queue_timeout_ms.store(-1, std::memory_order_relaxed);
+}
+
+uint32_t InPool(const GateClass &c) noexcept
+{
+    const uint32_t active = Gate::ClassActive(c);
+    return active > c.reserved ? active - c.reserved : 0;
+}
+
+bool UnderReserve(const GateClass &c) noexcept
+{
+    return Gate::ClassActive(c) < c.reserved;
+}
+
+} // namespace
+
+void Gate::Init(GateShared *shared, Ticket *tickets, uint32_t count) noexcept
+{
+    Attach(new (shared) GateShared(), new (tickets) Ticket[count](), count);
+    shared_->limit.store(kUnlimited);
+    for (GateClass &c : shared_->classes) {
+        c.head = kNoTicket;
+        c.tail = kNoTicket;
+        ApplyDefaults(&c);
+    }
+    CopyName(shared_->classes[kDefaultClass].name, kDefaultClassName);
+    shared_->classes[kDefaultClass].in_use.store(1);
+    for (uint32_t id = 0; id < count; id++) {
+        tickets_[id].next = kNoTicket;
+        tickets_[id].previous = kNoTicket;
+    }
+}
+
+void Gate::Attach(GateShared *shared, Ticket *tickets, uint32_t count) noexcept
+{
+    shared_ = shared;
+    tickets_ = tickets;
+    ticket_count_ = count;
+}
+
+// ---- the fast path
+// ---------------------------------------------------------------------------------------------
+
+void Gate::Hold(uint32_t id, uint32_t class_id, int64_t now_us) noexcept
+{
+    Ticket &t = tickets_[id];
+    group(class_id).flow.fetch_add(kAdmission, std::memory_order_relaxed);
+    t.class_id.store(class_id, std::memory_order_relaxed);
+    t.since_us.store(now_us, std::memory_order_relaxed);
+    t.stalled.store(0, std::memory_order_relaxed);
+    t.served.store(t.served.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+    t.word.store(Word(SequenceOf(t.word.load(std::memory_order_relaxed)) + 1, TicketState::kHeld),
+                 std::memory_order_release);
+}
+
+bool Gate::TryAcquire(uint32_t id, uint32_t class_id, int64_t now_us) noexcept
+{
+    if (shared_->shaped.load(std::memory_order_relaxed) != 0)
+        return false;
+    const uint32_t limit = shared_->limit.load(std::memory_order_relaxed);
+    uint64_t load = shared_->load.load(std::memory_order_relaxed);
+    do {
+        if (WaitingOf(load) != 0 || ActiveOf(load) >= limit)
+            return false;
+    } while (!shared_->load.compare_exchange_weak(load, load + 1, std::memory_order_seq_cst,
+                                                  std::memory_order_relaxed));
+    Hold(id, class_id, now_us);
+    return true;
+}
+
+bool Gate::AcquireUncontrolled(uint32_t id, uint32_t class_id, int64_t now_us) noexcept
+{
+    const GateClass &c = group(class_id);
+    const bool class_full = c.max_active != 0 && ClassActive(c) >= c.max_active;
+    const uint64_t before = shared_->load.fetch_add(1, std::memory_order_seq_cst);
+    Hold(id, class_id, now_us);
+    return class_full || ActiveOf(before) >= shared_->limit.load(std::memory_order_relaxed);
+}
+
+bool Gate::Release(uint32_t id) noexcept
+{
+    Ticket &t = tickets_[id];
+    uint64_t word = t.word.load(std::memory_order_relaxed);
+    if (StateOf(word) != TicketState::kHeld && StateOf(word) != TicketState::kLent)
+        return false;
+    // The supervisor may lend it at this very moment: whoever changes the word takes the slot out of the
+    // counts.
+    word = t.word.exchange(Word(SequenceOf(word), TicketState::kFree), std::memory_order_acq_rel);
+    if (StateOf(word) == TicketState::kLent)
+        return false;
+    group(t.class_id.load(std::memory_order_relaxed)).flow.fetch_sub(1, std::memory_order_relaxed);
+    return WaitingOf(shared_->load.fetch_sub(1, std::memory_order_seq_cst)) != 0;
+}
+
+bool Gate::Reclaim(uint32_t id) noexcept
+{
+    Ticket &t = tickets_[id];
+    uint64_t word = t.word.load(std::memory_order_relaxed);
+    if (StateOf(word) != TicketState::kLent)
+        return false;
+    shared_->load.fetch_add(1, std::memory_order_seq_cst);
+    group(t.class_id.load(std::memory_order_relaxed)).flow.fetch_add(1, std::memory_order_relaxed);
+    t.stalled.store(0, std::memory_order_relaxed);
+    t.word.store(Word(SequenceOf(word), TicketState::kHeld), std::memory_order_release);
+    return true;
+}
+
+bool Gate::Lend(uint32_t id, uint64_t word, bool stalled) noexcept
+{
+    Ticket &t = tickets_[id];
+    if (StateOf(word) != TicketState::kHeld)
+        return false;
+    // Before the exchange: afterwards the owner may already be in its next transaction, of another class.
+    const uint32_t class_id = t.class_id.load(std::memory_order_relaxed);
+    if (!t.word.compare_exchange_strong(word, Word(SequenceOf(word), TicketState::kLent),
+                                        std::memory_order_acq_rel))
+        return false;
+    if (stalled)
+        t.stalled.store(1, std::memory_order_relaxed);
+    group(class_id).lendings.fetch_add(1, std::memory_order_relaxed);
+    group(class_id).flow.fetch_sub(1, std::memory_order_relaxed);
+    shared_->load.fetch_sub(1, std::memory_order_seq_cst);
+    return true;
+}
+
+// ---- the queue, under the lock
+// ---------------------------------------------------------------------------------
+
+Admission Gate::Enqueue(uint32_t id, uint32_t class_id, int64_t now_us, WakeList *wake) noexcept
+{
+    GateClass &c = group(class_id);
+    const uint32_t waiting = c.waiting.load(std::memory_order_relaxed);
+    const uint32_t size = shared_->queue_size.load(std::memory_order_relaxed);
+    if ((c.queue_size != 0 && waiting >= c.queue_size) || (size != 0 && Waiting() >= size))
+        return Admission::kFull;
+
+    Ticket &t = tickets_[id];
+    t.class_id.store(class_id, std::memory_order_relaxed);
+    t.since_us.store(now_us, std::memory_order_relaxed);
+    t.next = kNoTicket;
+    t.previous = c.tail;
+    if (c.tail == kNoTicket) {
+        c.head = id;
+        if (c.pass < shared_->virtual_time)
+            c.pass = shared_->virtual_time;
+    } else
+        tickets_[c.tail].next = id;
+    c.tail = id;
+    c.waiting.store(waiting + 1, std::memory_order_relaxed);
+    t.word.store(Word(SequenceOf(t.word.load(std::memory_order_relaxed)) + 1, TicketState::kWaiting),
+                 std::memory_order_release);
+    shared_->load.fetch_add(kWaiter, std::memory_order_seq_cst);
+
+    Dispatch(wake);
+    if (State(id) == TicketState::kHeld)
+        return Admission::kGranted;
+    c.queued.fetch_add(1, std::memory_order_relaxed);
+    return Admission::kQueued;
+}
+
+void Gate::Unlink(uint32_t id) noexcept
+{
+    Ticket &t = tickets_[id];
+    GateClass &c = group(t.class_id.load(std::memory_order_relaxed));
+    if (t.previous == kNoTicket)
+        c.head = t.next;
+    else
+        tickets_[t.previous].next = t.next;
+    if (t.next == kNoTicket)
+        c.tail = t.previous;
+    else
+        tickets_[t.next].previous = t.previous;
+    t.next = kNoTicket;
+    t.previous = kNoTicket;
+    c.waiting.store(c.waiting.load(std::memory_order_relaxed) - 1, std::memory_order_relaxed);
+}
+
+bool Gate::Leave(uint32_t id) noexcept
+{
+    Ticket &t = tickets_[id];
+    const uint64_t word = t.word.load(std::memory_order_relaxed);
+    if (StateOf(word) != TicketState::kWaiting)
+        return false;
+    Unlink(id);
+    shared_->load.fetch_sub(kWaiter, std::memory_order_seq_cst);
+    t.word.store(Word(SequenceOf(word), TicketState::kFree), std::memory_order_release);
+    return true;
+}
+
+void Gate::Grant(uint32_t id) noexcept
+{
+    Ticket &t = tickets_[id];
+    GateClass &c = group(t.class_id.load(std::memory_order_relaxed));
+    Unlink(id);
+    c.flow.fetch_add(kAdmission, std::memory_order_relaxed);
+    shared_->load.fetch_add(1 - kWaiter, std::memory_order_seq_cst);
+    t.stalled.store(0, std::memory_order_relaxed);
+    t.served.store(t.served.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+    // Last: from here on the owner runs.
+    t.word.store(Word(SequenceOf(t.word.load(std::memory_order_relaxed)), TicketState::kHeld),
+                 std::memory_order_release);
+}
+
+bool Gate::GrantOver(uint32_t id) noexcept
+{
+    if (State(id) != TicketState::kWaiting)
+        return false;
+    group(tickets_[id].class_id.load(std::memory_order_relaxed)).over.fetch_add(1, std::memory_order_relaxed);
+    Grant(id);
+    return true;
+}
+
+// The pool is what the reserves leave of the limit, and never less than one slot: a class without a reserve
+// must not starve. A class under its reserve has room whatever the others do.
+uint32_t Gate::NextClass() const noexcept
+{
+    const bool enforcing = shared_->enforcing.load(std::memory_order_relaxed) != 0;
+    uint32_t pooled = 0;
+    uint32_t reserved = 0;
+    for (const GateClass &c : shared_->classes) {
+        pooled += InPool(c);
+        reserved += c.reserved;
+    }
+    const uint32_t limit = shared_->limit.load(std::memory_order_relaxed);
+    const uint32_t pool = limit > reserved ? limit - reserved : 1;
+
+    uint32_t best = kMaxClasses;
+    for (uint32_t i = 0; i < kMaxClasses; i++) {
+        const GateClass &c = shared_->classes[i];
+        if (c.head == kNoTicket)
+            continue;
+        const bool full = c.max_active != 0 && ClassActive(c) >= c.max_active;
+        if (enforcing && (full || (!UnderReserve(c) && pooled >= pool)))
+            continue;
+        if (best == kMaxClasses) {
+            best = i;
+            continue;
+        }
+        const GateClass &b = shared_->classes[best];
+        if (UnderReserve(c) != UnderReserve(b) ? UnderReserve(c) : c.pass < b.pass)
+            best = i;
+    }
+    return best;
+}
+
+void Gate::Dispatch(WakeList *wake) noexcept
+{
+    while (!wake->Full()) {
+        const uint32_t class_id = NextClass();
+        if (class_id == kMaxClasses)
+            return;
+        GateClass &c = group(class_id);
+        shared_->virtual_time = c.pass;
+        c.pass += kStride / c.weight;
+        const uint32_t id = c.head;
+        Grant(id);
+        wake->tickets[wake->count++] = id;
+    }
+}
+
+void Gate::PositionsOf(uint32_t class_id, uint32_t *positions) const noexcept
+{
+    uint32_t position = 0;
+    for (uint32_t at = shared_->classes[class_id].head; at != kNoTicket && position < ticket_count_;
+         at = tickets_[at].next)
+        positions[at] = position++;
+}
+
+// ---- classes
+// ---------------------------------------------------------------------------------------------------
+
+uint32_t Gate::FindClass(const char *name) const noexcept
+{
+    for (uint32_t i = 0; i < kMaxClasses; i++) {
+        const GateClass &c = shared_->classes[i];
+        if (c.in_use.load(std::memory_order_acquire) != 0 && std::strncmp(c.name, name, kClassNameSize) == 0)
+            return i;
+    }
+    return kMaxClasses;
+}
+
+bool Gate::ClassIdle(const GateClass &c) const noexcept
+{
+    return c.head == kNoTicket && ClassActive(c) == 0;
+}
+
+uint32_t Gate::FreeClassEntry() const noexcept
+{
+    for (uint32_t i = kDefaultClass + 1; i < kMaxClasses; i++) {
+        const GateClass &c = shared_->classes[i];
+        if (c.in_use.load(std::memory_order_relaxed) == 0 && ClassIdle(c))
+            return i;
+    }
+    return kMaxClasses;
+}
+
+uint32_t Gate::Configure(const ClassSpecs &specs) noexcept
+{
+    bool listed[kMaxClasses] = {};
+    uint32_t left_out = 0;
+
+    listed[kDefaultClass] = true;
+    ApplyDefaults(&group(kDefaultClass));
+    for (uint32_t i = 0; i < specs.count; i++) {
+        const uint32_t found = FindClass(specs.specs[i].name);
+        if (found != kMaxClasses)
+            listed[found] = true;
+    }
+    // First make room, then fill it.
+    for (uint32_t i = 0; i < kMaxClasses; i++) {
+        if (listed[i])
+            continue;
+        group(i).in_use.store(0, std::memory_order_relaxed);
+        ApplyDefaults(&group(i));
+    }
+    bool shaped = false;
+    for (uint32_t i = 0; i < specs.count; i++) {
+        const ClassSpec &spec = specs.specs[i];
+        uint32_t at = FindClass(spec.name);
+        if (at == kMaxClasses) {
+            at = FreeClassEntry();
+            if (at == kMaxClasses) {
+                left_out++;
+                continue;
+            }
+        }
+        ApplySpec(&group(at), spec);
+        group(at).in_use.store(1, std::memory_order_release);
+        shaped = shaped || spec.max_active != 0 || spec.reserved != 0;
+    }
+    shared_->shaped.store(shaped ? 1 : 0, std::memory_order_relaxed);
+    return left_out;
+}
+
+int32_t Gate::QueueTimeoutMs(uint32_t class_id) const noexcept
+{
+    const int32_t own = shared_->classes[class_id].queue_timeout_ms.load(std::memory_order_relaxed);
+    return own >= 0 ? own : shared_->queue_timeout_ms.load(std::memory_order_relaxed);
+}
+
+void Gate::ResetStatistics() noexcept
+{
+    for (GateClass &c : shared_->classes) {
+        c.admitted_base.store(ClassAdmitted(c), std::memory_order_relaxed);
+        c.queued.store(0, std::memory_order_relaxed);
+        c.bypassed.store(0, std::memory_order_relaxed);
+        c.over.store(0, std::memory_order_relaxed);
+        c.lendings.store(0, std::memory_order_relaxed);
+        for (std::atomic<uint64_t> &departure : c.departures)
+            departure.store(0, std::memory_order_relaxed);
+        c.waits.Reset();
+    }
+}
+
+} // namespace weir

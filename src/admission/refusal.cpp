@@ -1,0 +1,78 @@
+#include "admission/refusal.hpp"
+
+#include "pg/shared.hpp"
+
+extern "C" {
+#include "common/pg_prng.h"
+}
+
+namespace weir
+{
+
+namespace
+{
+
+int RefusalLevel()
+{
+    return shared->settings.reject_as_fatal.load() ? FATAL : ERROR;
+}
+
+double AdmittedPerSecond()
+{
+    const LimitHistory &history = shared->supervision.history;
+    const uint64_t written = history.written.load(std::memory_order_acquire);
+    return written == 0 ? 0 : history.samples[(written - 1) % kHistorySamples].admitted_per_second;
+}
+
+void DetailOfLimit(const GateClass &c)
+{
+    const uint32_t active = Gate::ClassActive(c);
+    const uint32_t limit = gate.shared().limit.load();
+    if (c.max_active != 0 && active >= c.max_active)
+        errdetail("Class \"%s\" runs %u transactions and may run %u (its max_active); %u of it wait.", c.name,
+                  active, c.max_active, c.waiting.load());
+    else
+        errdetail(
+            "%u transactions run, the limit is %u (weir.max_active%s); %u wait, %u of them in class \"%s\".",
+            gate.Active(), limit, shared->supervision.adapting ? ", adaptive" : "", gate.Waiting(),
+            c.waiting.load(), c.name);
+}
+
+} // namespace
+
+double RetryDelaySeconds(uint32_t ahead)
+{
+    constexpr double kShortest = 0.1;
+    constexpr double kLongest = 60;
+    const double rate = AdmittedPerSecond();
+    const double expected = rate > 0 ? (ahead + 1) / rate : 1;
+    const double jittered = expected * (0.5 + pg_prng_double(&pg_global_prng_state));
+    return jittered < kShortest ? kShortest : jittered > kLongest ? kLongest : jittered;
+}
+
+void RefuseTimedOut(uint32_t class_id, int64_t waited_us)
+{
+    const GateClass &c = gate.group(class_id);
+    ereport(RefusalLevel(),
+            (errcode(ERRCODE_TOO_MANY_CONNECTIONS),
+             errmsg("no transaction slot became free within %.1f s", static_cast<double>(waited_us) / 1e6),
+             (DetailOfLimit(c), 0), errhint("Retry in about %.1f s.", RetryDelaySeconds(c.waiting.load()))));
+    pg_unreachable();
+}
+
+void RefuseQueueFull(uint32_t class_id)
+{
+    const GateClass &c = gate.group(class_id);
+    const uint32_t waiting = c.waiting.load();
+    const bool by_class = c.queue_size != 0 && waiting >= c.queue_size;
+    ereport(RefusalLevel(),
+            (errcode(ERRCODE_TOO_MANY_CONNECTIONS), errmsg("too many transactions wait for a slot"),
+             by_class
+                 ? errdetail("%u of class \"%s\" wait, its queue_size is %u.", waiting, c.name, c.queue_size)
+                 : errdetail("%u wait, weir.queue_size is %u; class \"%s\".", gate.Waiting(),
+                             gate.shared().queue_size.load(), c.name),
+             errhint("Retry in about %.1f s.", RetryDelaySeconds(gate.Waiting()))));
+    pg_unreachable();
+}
+
+} // namespace weir

@@ -1,0 +1,96 @@
+#include "admission/session_class.hpp"
+
+#include <netinet/in.h>
+
+#include "pg/compat.hpp"
+#include "pg/shared.hpp"
+
+extern "C" {
+#include "commands/dbcommands.h"
+#include "utils/backend_status.h"
+#include "utils/guc.h"
+}
+
+namespace weir
+{
+
+namespace
+{
+
+// Of the session as pg_stat_activity knows it: the Port itself needs the headers of Kerberos and OpenSSL.
+Address ClientAddress(const SockAddr &client)
+{
+    Address address = {};
+    switch (client.addr.ss_family) {
+    case AF_UNIX:
+        address.family = AddressFamily::kLocal;
+        break;
+    case AF_INET: {
+        const auto *in = reinterpret_cast<const sockaddr_in *>(&client.addr);
+        address.family = AddressFamily::kV4;
+        memcpy(address.bytes, &in->sin_addr, 4);
+        break;
+    }
+    case AF_INET6: {
+        const auto *in6 = reinterpret_cast<const sockaddr_in6 *>(&client.addr);
+        address.family = AddressFamily::kV6;
+        memcpy(address.bytes, &in6->sin6_addr, 16);
+        break;
+    }
+    default:
+        break;
+    }
+    return address;
+}
+
+uint32_t FindClassOrDefault(const char *name)
+{
+    const uint32_t found = gate.FindClass(name);
+    return found == kMaxClasses ? kDefaultClass : found;
+}
+
+uint32_t LookUpClass()
+{
+    if (settings.session_class != nullptr && settings.session_class[0] != '\0') {
+        char name[kClassNameSize];
+        ParseError error;
+        return ParseClassName(settings.session_class, name, &error) ? FindClassOrDefault(name)
+                                                                    : kDefaultClass;
+    }
+    if (settings.class_rules == nullptr || settings.class_rules->count == 0 || MyBEEntry == nullptr)
+        return kDefaultClass;
+    SessionIdentity identity;
+    identity.role = GetUserNameFromId(GetSessionUserId(), true);
+    identity.database = get_database_name(MyDatabaseId);
+    identity.application_name = application_name;
+    identity.address = ClientAddress(MyBEEntry->st_clientaddr);
+    const char *name = MatchClass(*settings.class_rules, identity);
+    return name == nullptr ? kDefaultClass : FindClassOrDefault(name);
+}
+
+} // namespace
+
+uint32_t SessionClass()
+{
+    static uint32_t cached = kDefaultClass;
+    static uint32_t cached_generation = 0;
+    static char cached_application[NAMEDATALEN];
+
+    const uint32_t generation = shared->settings.generation.load(std::memory_order_relaxed);
+    const bool by_application = settings.class_rules != nullptr && UsesApplicationName(*settings.class_rules);
+    if (generation == cached_generation && !session_identity_changed &&
+        (!by_application || strncmp(cached_application, application_name, NAMEDATALEN - 1) == 0))
+        return cached;
+    cached = LookUpClass();
+    cached_generation = generation;
+    session_identity_changed = false;
+    strlcpy(cached_application, application_name != nullptr ? application_name : "", NAMEDATALEN);
+    return cached;
+}
+
+bool SessionIsSuperuser()
+{
+    return superuser_arg(GetSessionUserId()) || superuser();
+}
+
+} // namespace weir

@@ -1,0 +1,474 @@
+#include "admission/transaction_gate.hpp"
+
+#include "admission/query_shedding.hpp"
+#include "admission/refusal.hpp"
+#include "admission/session_class.hpp"
+#include "pg/compat.hpp"
+#include "pg/shared.hpp"
+#include "pg/snapshot.hpp"
+#include "pg/wait.hpp"
+
+extern "C" {
+#include "access/xact.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_authid_d.h"
+#include "catalog/pg_namespace_d.h"
+#include "executor/executor.h"
+#include "replication/walsender.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "tcop/pquery.h"
+#include "tcop/utility.h"
+#include "utils/acl.h"
+#include "utils/lsyscache.h"
+#include "utils/resowner.h"
+#include "utils/timestamp.h"
+}
+
+namespace weir
+{
+
+namespace
+{
+
+ExecutorStart_hook_type previous_executor_start;
+ExecutorRun_hook_type previous_executor_run;
+ExecutorEnd_hook_type previous_executor_end;
+ProcessUtility_hook_type previous_process_utility;
+
+// A waiter looks at the world this often even if nobody wakes it: the fallback for a launcher that is gone.
+constexpr long kLongestNapMs = 5000;
+constexpr int64_t kUnattendedUs = 10 * USECS_PER_SEC;
+
+// This backend's state. `holding`: the ticket is held or lent. `judged`: the transaction that the gate has
+// seen.
+bool holding = false;
+LocalTransactionId judged = InvalidLocalTransactionId;
+int utility_depth = 0;
+uint32_t my_ticket = kNoTicket;
+uint32 queue_wait_event = 0;
+
+void WakeDispatched(bool somebody_waits)
+{
+    while (somebody_waits) {
+        WakeList wake;
+        LWLockAcquire(gate_lock, LW_EXCLUSIVE);
+        gate.Dispatch(&wake);
+        LWLockRelease(gate_lock);
+        WakeAll(wake);
+        somebody_waits = wake.Full();
+    }
+}
+
+void ReleaseSlot()
+{
+    holding = false;
+    WakeDispatched(gate.Release(my_ticket));
+}
+
+void CountDeparture(uint32_t class_id, Departure departure, int64_t waited_us)
+{
+    GateClass &c = gate.group(class_id);
+    c.departures[static_cast<size_t>(departure)].fetch_add(1, std::memory_order_relaxed);
+    if (departure != Departure::kRefused)
+        c.waits.Record(waited_us);
+}
+
+// Out of the queue, whichever way. False: the slot was granted in the same moment, and is now held.
+bool LeaveQueue(Departure departure)
+{
+    LWLockAcquire(gate_lock, LW_EXCLUSIVE);
+    const bool left = gate.Leave(my_ticket);
+    LWLockRelease(gate_lock);
+    const Ticket &t = gate.ticket(my_ticket);
+    if (left)
+        CountDeparture(t.class_id.load(), departure, GetCurrentTimestamp() - t.since_us.load());
+    else
+        holding = true;
+    return left;
+}
+
+// The safety net of every way out: what an error between two lines here might have left.
+void DropTicket()
+{
+    if (my_ticket == kNoTicket)
+        return;
+    if (gate.State(my_ticket) == TicketState::kWaiting)
+        LeaveQueue(Departure::kTerminated);
+    if (gate.State(my_ticket) != TicketState::kFree)
+        ReleaseSlot();
+}
+
+// After ShutdownPostgres has aborted the transaction and its locks are gone, before ProcKill gives the PGPROC
+// away.
+void OnProcessExit(int, Datum)
+{
+    DropTicket();
+    LeaveAllQueries();
+    gate.ticket(my_ticket).pid.store(0);
+    gate.ticket(my_ticket).served.store(0);
+}
+
+void OnResourceRelease(ResourceReleasePhase phase, bool is_commit, bool is_top_level, void *)
+{
+    if (phase != RESOURCE_RELEASE_AFTER_LOCKS || !is_top_level)
+        return;
+    if (is_commit && utility_depth > 0)
+        return; // a procedure's COMMIT: it goes on
+    LeaveAllQueries();
+    if (holding)
+        ReleaseSlot();
+    else if (my_ticket != kNoTicket && gate.State(my_ticket) != TicketState::kFree)
+        DropTicket();
+}
+
+// ---- who is judged
+// ---------------------------------------------------------------------------------------------
+
+bool IsClientBackend()
+{
+    return MyBackendType == B_BACKEND && !am_walsender && MyProcPort != nullptr;
+}
+
+void RegisterTicket()
+{
+    my_ticket = MyTicketId();
+    gate.ticket(my_ticket).served.store(0);
+    gate.ticket(my_ticket).pid.store(MyProcPid);
+    on_shmem_exit(OnProcessExit, 0);
+}
+
+// A transaction that began before the mode was switched on, or has written something, may hold locks: too
+// late.
+bool MayBeJudged()
+{
+    return !TransactionIdIsValid(GetTopTransactionIdIfAny()) &&
+           GetCurrentTransactionStartTimestamp() >=
+               shared->settings.mode_since.load(std::memory_order_relaxed);
+}
+
+bool IsMonitoringRelation(Oid relation)
+{
+    return get_rel_namespace(relation) == get_namespace_oid("weir", true);
+}
+
+// A member of pg_monitor that reads weir's views must see the storm while it lasts.
+bool IsMonitoring(const QueryDesc *query_desc)
+{
+    if (query_desc == nullptr || query_desc->operation != CMD_SELECT ||
+        !has_privs_of_role(GetUserId(), ROLE_PG_MONITOR))
+        return false;
+    bool reads_view = false;
+    ListCell *cell;
+    foreach (cell, query_desc->plannedstmt->rtable) {
+        const auto *entry = lfirst_node(RangeTblEntry, cell);
+        if (entry->rtekind != RTE_RELATION)
+            continue;
+        if (IsMonitoringRelation(entry->relid))
+            reads_view = true;
+        else if (get_rel_namespace(entry->relid) != PG_CATALOG_NAMESPACE)
+            return false;
+    }
+    return reads_view;
+}
+
+bool CountBypass(uint32_t class_id)
+{
+    gate.group(class_id).bypassed.fetch_add(1, std::memory_order_relaxed);
+    return true;
+}
+
+// ---- waiting
+// ---------------------------------------------------------------------------------------------------
+
+// Nobody minds the queue: neither lending nor the hidden deadlock would be seen. Then the limit must not
+// bind.
+bool Unattended(int64_t now)
+{
+    return now - shared->supervision.last_tick.load(std::memory_order_relaxed) > kUnattendedUs;
+}
+
+void CallSupervisor()
+{
+    if (shared->supervision.napping.load(std::memory_order_seq_cst) == 0)
+        return;
+    const uint32_t ticket = shared->supervision.ticket.load();
+    if (ticket != 0)
+        WakeTicket(ticket - 1);
+}
+
+// Leaves the queue if the session is about to be cancelled or ended, and lets that happen. True: it was, in
+// vain, so the slot is held or the place in the queue is lost.
+void HandleInterrupts()
+{
+    static constexpr Departure departures[] = {Departure::kCount, Departure::kCancelled,
+                                               Departure::kStatementTimeout, Departure::kTerminated};
+    const Interrupt interrupt = PendingInterrupt();
+    if (interrupt != Interrupt::kNone)
+        LeaveQueue(departures[static_cast<int>(interrupt)]);
+    CHECK_FOR_INTERRUPTS();
+}
+
+// How long to sleep until the class's timeout, which a reload may change meanwhile; 0: it is over. -1: no
+// timeout.
+long RemainingMs(uint32_t class_id, int64_t waited_us)
+{
+    const int32_t timeout_ms = gate.QueueTimeoutMs(class_id);
+    if (timeout_ms == 0)
+        return -1;
+    const int64_t left_us = timeout_ms * INT64CONST(1000) - waited_us;
+    return left_us <= 0 ? 0 : static_cast<long>((left_us + 999) / 1000);
+}
+
+// Returns with the slot held, or not at all.
+void WaitForSlot(uint32_t class_id, int64_t began)
+{
+    for (;;) {
+        ResetLatch(MyLatch);
+        if (gate.State(my_ticket) == TicketState::kHeld)
+            break;
+        const int64_t now = GetCurrentTimestamp();
+        const long remaining = RemainingMs(class_id, now - began);
+        if (remaining == 0) {
+            if (!LeaveQueue(Departure::kTimedOut))
+                break;
+            RefuseTimedOut(class_id, now - began);
+        }
+        if (Unattended(now)) {
+            LWLockAcquire(gate_lock, LW_EXCLUSIVE);
+            gate.GrantOver(my_ticket);
+            LWLockRelease(gate_lock);
+            break;
+        }
+        HandleInterrupts();
+        if (gate.State(my_ticket) == TicketState::kFree)
+            break; // an interrupt that took us out of the queue and then did nothing: run, rather than queue
+                   // anew
+        const long nap = remaining < 0 || remaining > kLongestNapMs ? kLongestNapMs : remaining;
+        if (WaitForLatchOrClient(nap, queue_wait_event) == Woken::kClientGone &&
+            LeaveQueue(Departure::kClientGone))
+            EndForLostClient();
+    }
+    holding = gate.State(my_ticket) != TicketState::kFree;
+    gate.group(class_id).waits.Record(GetCurrentTimestamp() - began);
+}
+
+// The way of a transaction that found no free slot, or whose class needs the lock to be judged.
+template <typename Drop, typename Retake> void AdmitSlowly(uint32_t class_id, Drop drop, Retake retake)
+{
+    const int64_t began = GetCurrentTimestamp();
+    WakeList wake;
+    LWLockAcquire(gate_lock, LW_EXCLUSIVE);
+    const Admission admission = gate.Enqueue(my_ticket, class_id, began, &wake);
+    LWLockRelease(gate_lock);
+    WakeAll(wake);
+    WakeDispatched(wake.Full());
+
+    switch (admission) {
+    case Admission::kGranted:
+        holding = true;
+        return;
+    case Admission::kFull:
+        CountDeparture(class_id, Departure::kRefused, 0);
+        RefuseQueueFull(class_id);
+        return;
+    case Admission::kQueued:
+        break;
+    }
+    CallSupervisor();
+    const DroppedSnapshot dropped = drop();
+    WaitForSlot(class_id, began);
+    retake(dropped);
+}
+
+void Observe(uint32_t class_id)
+{
+    GateClass &c = gate.group(class_id);
+    holding = true;
+    if (!gate.AcquireUncontrolled(my_ticket, class_id, GetCurrentStatementStartTimestamp()))
+        return;
+    c.queued.fetch_add(1, std::memory_order_relaxed);
+    const uint32_t size = gate.shared().queue_size.load(std::memory_order_relaxed);
+    const uint32_t limit = gate.shared().limit.load(std::memory_order_relaxed);
+    if (size != 0 && gate.Active() > limit + size)
+        CountDeparture(class_id, Departure::kRefused, 0);
+}
+
+// Judges the transaction once. `query_desc` is null at BEGIN and for a utility statement.
+template <typename Drop, typename Retake> void Judge(const QueryDesc *query_desc, Drop drop, Retake retake)
+{
+    judged = CurrentLxid();
+    if (!IsClientBackend() || !MayBeJudged())
+        return;
+    if (my_ticket == kNoTicket)
+        RegisterTicket();
+
+    const uint32_t class_id = SessionClass();
+    if (shared->settings.superuser_bypass.load(std::memory_order_relaxed) &&
+        (SessionIsSuperuser() || (query_desc != nullptr && gate.Waiting() > 0 && IsMonitoring(query_desc)))) {
+        CountBypass(class_id);
+        return;
+    }
+    if (CurrentMode() == Mode::kObserve) {
+        Observe(class_id);
+        return;
+    }
+    if (gate.TryAcquire(my_ticket, class_id, GetCurrentStatementStartTimestamp())) {
+        holding = true;
+        return;
+    }
+    AdmitSlowly(class_id, drop, retake);
+}
+
+bool NeedsJudgement()
+{
+    return judged != CurrentLxid() && utility_depth == 0 && !holding;
+}
+
+// The owner of a slot does something: it is not silent, and if its slot was lent it has it back.
+void Touch()
+{
+    if (!holding)
+        return;
+    gate.Beat(my_ticket);
+    gate.Reclaim(my_ticket);
+}
+
+// ---- hooks
+// -----------------------------------------------------------------------------------------------------
+
+void OnExecutorStart(QueryDesc *query_desc, int eflags)
+{
+    if (CurrentMode() != Mode::kOff) {
+        // Without a portal it is the planner that evaluates a function, with a snapshot of its own that must
+        // stay.
+        if (NeedsJudgement() && ActivePortal != nullptr && (eflags & EXEC_FLAG_EXPLAIN_ONLY) == 0)
+            Judge(
+                query_desc, [=] { return DropStatementSnapshot(query_desc); },
+                [=](const DroppedSnapshot &dropped) { RetakeStatementSnapshot(dropped, query_desc); });
+        if (QueryRulesInForce() && (eflags & EXEC_FLAG_EXPLAIN_ONLY) == 0)
+            EnterQuery(static_cast<uint64>(query_desc->plannedstmt->queryId), query_desc);
+    }
+    if (previous_executor_start)
+        previous_executor_start(query_desc, eflags);
+    else
+        standard_ExecutorStart(query_desc, eflags);
+}
+
+// Here, not in ExecutorStart: a cursor is run many times.
+void OnExecutorRun(WEIR_EXECUTOR_RUN_PARAMETERS)
+{
+    Touch();
+    if (previous_executor_run)
+        previous_executor_run(WEIR_EXECUTOR_RUN_ARGUMENTS);
+    else
+        standard_ExecutorRun(WEIR_EXECUTOR_RUN_ARGUMENTS);
+}
+
+void OnExecutorEnd(QueryDesc *query_desc)
+{
+    if (HoldsQueries())
+        LeaveQuery(query_desc);
+    if (previous_executor_end)
+        previous_executor_end(query_desc);
+    else
+        standard_ExecutorEnd(query_desc);
+}
+
+enum class UtilityKind { kFree, kBegin, kEnd, kWork };
+
+// What a utility statement is to the gate. Free ones only touch the session; ending a transaction must never
+// wait.
+UtilityKind KindOf(const Node *statement)
+{
+    switch (nodeTag(statement)) {
+    case T_TransactionStmt: {
+        const TransactionStmtKind kind = reinterpret_cast<const TransactionStmt *>(statement)->kind;
+        return kind == TRANS_STMT_BEGIN || kind == TRANS_STMT_START ? UtilityKind::kBegin : UtilityKind::kEnd;
+    }
+    case T_VariableSetStmt:
+    case T_VariableShowStmt:
+    case T_DiscardStmt:
+    case T_ListenStmt:
+    case T_UnlistenStmt:
+    case T_NotifyStmt:
+    case T_PrepareStmt:
+    case T_DeallocateStmt:
+    case T_FetchStmt:
+    case T_ClosePortalStmt:
+    case T_ConstraintsSetStmt:
+    case T_CheckPointStmt:
+    case T_LoadStmt:
+    case T_AlterSystemStmt:
+        return UtilityKind::kFree;
+    default:
+        return UtilityKind::kWork;
+    }
+}
+
+#define WEIR_UTILITY_PARAMETERS                                                                              \
+    PlannedStmt *statement, const char *query, bool read_only_tree, ProcessUtilityContext context,           \
+        ParamListInfo parameters, QueryEnvironment *environment, DestReceiver *receiver,                     \
+        QueryCompletion *completion
+#define WEIR_UTILITY_ARGUMENTS                                                                               \
+    statement, query, read_only_tree, context, parameters, environment, receiver, completion
+
+void RunUtility(WEIR_UTILITY_PARAMETERS)
+{
+    if (previous_process_utility)
+        previous_process_utility(WEIR_UTILITY_ARGUMENTS);
+    else
+        standard_ProcessUtility(WEIR_UTILITY_ARGUMENTS);
+}
+
+// Counts the nesting, so that a commit inside the statement is told from its end.
+void RunCountedUtility(WEIR_UTILITY_PARAMETERS)
+{
+    utility_depth++;
+    PG_TRY();
+    {
+        RunUtility(WEIR_UTILITY_ARGUMENTS);
+    }
+    PG_FINALLY();
+    {
+        utility_depth--;
+    }
+    PG_END_TRY();
+}
+
+void OnProcessUtility(WEIR_UTILITY_PARAMETERS)
+{
+    if (CurrentMode() == Mode::kOff) {
+        RunUtility(WEIR_UTILITY_ARGUMENTS);
+        return;
+    }
+    const UtilityKind kind = KindOf(statement->utilityStmt);
+    if ((kind == UtilityKind::kBegin || kind == UtilityKind::kWork) && NeedsJudgement())
+        Judge(nullptr, DropUtilitySnapshot, RetakeUtilitySnapshot);
+    if (kind != UtilityKind::kEnd)
+        Touch();
+    if (kind != UtilityKind::kWork) {
+        RunUtility(WEIR_UTILITY_ARGUMENTS);
+        return;
+    }
+    if (QueryRulesInForce())
+        EnterUtility(static_cast<uint64>(statement->queryId));
+    RunCountedUtility(WEIR_UTILITY_ARGUMENTS);
+}
+
+} // namespace
+
+void InstallTransactionGate()
+{
+    previous_executor_start = ExecutorStart_hook;
+    ExecutorStart_hook = OnExecutorStart;
+    previous_executor_run = ExecutorRun_hook;
+    ExecutorRun_hook = OnExecutorRun;
+    previous_executor_end = ExecutorEnd_hook;
+    ExecutorEnd_hook = OnExecutorEnd;
+    previous_process_utility = ProcessUtility_hook;
+    ProcessUtility_hook = OnProcessUtility;
+    RegisterResourceReleaseCallback(OnResourceRelease, nullptr);
+}
+
+} // namespace weir

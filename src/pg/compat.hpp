@@ -1,0 +1,130 @@
+#pragma once
+
+// The only file that tests PG_VERSION_NUM. It defines the newest server's way under our own name, for 15
+// to 18.
+
+#include "pg/prelude.hpp"
+
+extern "C" {
+// 16 moved it.
+#if PG_VERSION_NUM >= 160000
+#include "nodes/queryjumble.h"
+#else
+#include "utils/queryjumble.h"
+#endif
+#include "executor/executor.h"
+#include "storage/lock.h"
+#include "storage/proc.h"
+#include "utils/guc.h"
+#include "utils/wait_event.h"
+}
+
+#if PG_VERSION_NUM < 150000 || PG_VERSION_NUM >= 190000
+#error "pg_weir knows PostgreSQL 15 to 18"
+#endif
+
+namespace weir
+{
+
+// 17 put the virtual transaction id's parts into PGPROC.vxid and made the process number a variable.
+#if PG_VERSION_NUM >= 170000
+inline LocalTransactionId CurrentLxid()
+{
+    return MyProc->vxid.lxid;
+}
+inline uint32_t MyTicketId()
+{
+    return static_cast<uint32_t>(MyProcNumber);
+}
+#else
+inline LocalTransactionId CurrentLxid()
+{
+    return MyProc->lxid;
+}
+inline uint32_t MyTicketId()
+{
+    return static_cast<uint32_t>(MyProc->pgprocno);
+}
+#endif
+
+// 17 lets an extension name its wait events.
+#if PG_VERSION_NUM >= 170000
+inline uint32 NewWaitEvent(const char *name)
+{
+    return WaitEventExtensionNew(name);
+}
+#else
+inline uint32 NewWaitEvent(const char *)
+{
+    return PG_WAIT_EXTENSION;
+}
+#endif
+
+// 16 renamed it.
+#ifdef PG_WAIT_BUFFERPIN
+constexpr uint32 kWaitBufferPin = PG_WAIT_BUFFERPIN;
+#else
+constexpr uint32 kWaitBufferPin = PG_WAIT_BUFFER_PIN;
+#endif
+
+// 17 added transaction_timeout.
+#if PG_VERSION_NUM >= 170000
+inline bool TransactionTimeoutIsPending()
+{
+    return TransactionTimeoutPending;
+}
+#else
+inline bool TransactionTimeoutIsPending()
+{
+    return false;
+}
+#endif
+
+// Check hooks return memory that guc.c frees: with free() before 16, with guc_free() since.
+#if PG_VERSION_NUM >= 160000
+inline void *GucExtraAlloc(size_t size)
+{
+    return guc_malloc(LOG, size);
+}
+#else
+inline void *GucExtraAlloc(size_t size)
+{
+    return malloc(size);
+}
+#endif
+
+// 16 turned the lock table's SHM_QUEUEs into dlists. Calls `f(PROCLOCK *)` until it returns true; so does
+// this. The caller holds the lock's partition lock.
+template <typename F> bool AnyProcLock(LOCK *lock, F f)
+{
+#if PG_VERSION_NUM >= 160000
+    dlist_iter iter;
+    dlist_foreach(iter, &lock->procLocks)
+    {
+        if (f(dlist_container(PROCLOCK, lockLink, iter.cur)))
+            return true;
+    }
+    return false;
+#else
+    SHM_QUEUE *queue = &lock->procLocks;
+    auto *at = reinterpret_cast<PROCLOCK *>(SHMQueueNext(queue, queue, offsetof(PROCLOCK, lockLink)));
+    while (at != nullptr) {
+        if (f(at))
+            return true;
+        at = reinterpret_cast<PROCLOCK *>(SHMQueueNext(queue, &at->lockLink, offsetof(PROCLOCK, lockLink)));
+    }
+    return false;
+#endif
+}
+
+// 18 dropped ExecutorRun's execute_once.
+#if PG_VERSION_NUM >= 180000
+#define WEIR_EXECUTOR_RUN_PARAMETERS QueryDesc *query_desc, ScanDirection direction, uint64 count
+#define WEIR_EXECUTOR_RUN_ARGUMENTS query_desc, direction, count
+#else
+#define WEIR_EXECUTOR_RUN_PARAMETERS                                                                         \
+    QueryDesc *query_desc, ScanDirection direction, uint64 count, bool execute_once
+#define WEIR_EXECUTOR_RUN_ARGUMENTS query_desc, direction, count, execute_once
+#endif
+
+} // namespace weir

@@ -1,0 +1,94 @@
+#include "pg/launcher.hpp"
+
+#include "admission/supervisor.hpp"
+#include "pg/compat.hpp"
+#include "pg/shared.hpp"
+
+extern "C" {
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/procsignal.h"
+#include "tcop/tcopprot.h"
+#include "utils/guc.h"
+#include "utils/timestamp.h"
+}
+
+namespace weir
+{
+
+namespace
+{
+
+constexpr char kName[] = "pg_weir launcher";
+
+void OnLauncherExit(int, Datum)
+{
+    shared->supervision.ticket.store(0);
+    shared->supervision.napping.store(0);
+}
+
+// Settings may have changed while no launcher ran.
+void ReloadSettings(bool from_file)
+{
+    if (from_file)
+        ProcessConfigFile(PGC_SIGHUP);
+    PublishSettings();
+    // Those who wait look again at mode, limits and timeouts.
+    for (uint32_t id = 0; id < gate.ticket_count(); id++)
+        if (gate.State(id) == TicketState::kWaiting)
+            WakeTicket(id);
+}
+
+} // namespace
+
+void RegisterLauncher()
+{
+    BackgroundWorker worker = {};
+    strlcpy(worker.bgw_name, kName, BGW_MAXLEN);
+    strlcpy(worker.bgw_type, kName, BGW_MAXLEN);
+    strlcpy(worker.bgw_library_name, "pg_weir", sizeof(worker.bgw_library_name));
+    strlcpy(worker.bgw_function_name, "weir_launcher_main", BGW_MAXLEN);
+    // A database connection (to none) makes it visible in pg_stat_activity and reachable for
+    // pg_terminate_backend.
+    worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+    worker.bgw_start_time = BgWorkerStart_ConsistentState;
+    worker.bgw_restart_time = 1;
+    RegisterBackgroundWorker(&worker);
+}
+
+} // namespace weir
+
+void weir_launcher_main(Datum)
+{
+    using namespace weir;
+
+    pqsignal(SIGHUP, SignalHandlerForConfigReload);
+    pqsignal(SIGTERM, die);
+    BackgroundWorkerUnblockSignals();
+    BackgroundWorkerInitializeConnection(nullptr, nullptr, 0);
+    before_shmem_exit(OnLauncherExit, 0);
+
+    const uint32 wait_event = NewWaitEvent("WeirLauncher");
+    shared->supervision.ticket.store(MyTicketId() + 1);
+    Supervisor *supervisor = StartSupervisor();
+    ReloadSettings(false);
+    for (;;) {
+        const long nap_ms = Supervise(supervisor, GetCurrentTimestamp());
+        // Before we look at the latch: a waiter that comes now sees that it must wake us.
+        const bool long_nap = nap_ms > kShortNapMs;
+        shared->supervision.napping.store(long_nap ? 1 : 0, std::memory_order_seq_cst);
+        if (long_nap && gate.Waiting() > 0)
+            SetLatch(MyLatch);
+        WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, nap_ms, wait_event);
+        ResetLatch(MyLatch);
+        shared->supervision.napping.store(0, std::memory_order_seq_cst);
+        CHECK_FOR_INTERRUPTS();
+        if (ConfigReloadPending) {
+            ConfigReloadPending = false;
+            ReloadSettings(true);
+        }
+    }
+}

@@ -1,0 +1,198 @@
+#include "pg/settings.hpp"
+
+#include "pg/compat.hpp"
+#include "pg/shared.hpp"
+
+extern "C" {
+#include "mb/pg_wchar.h"
+}
+
+namespace weir
+{
+
+Settings settings;
+bool session_identity_changed = true;
+
+namespace
+{
+
+constexpr int kMaxSessions = 262143; // MAX_BACKENDS
+
+const config_enum_entry mode_options[] = {{"off", static_cast<int>(Mode::kOff), false},
+                                          {"observe", static_cast<int>(Mode::kObserve), false},
+                                          {"enforce", static_cast<int>(Mode::kEnforce), false},
+                                          {nullptr, 0, false}};
+
+const config_enum_entry reject_options[] = {
+    {"error", kRejectAsError, false}, {"fatal", kRejectAsFatal, false}, {nullptr, 0, false}};
+
+// The text as the user wrote it, up to the mistake: where to look is clearer than a number alone.
+void ReportPosition(const char *text, const ParseError &error)
+{
+    constexpr int kContext = 30;
+    const int position = static_cast<int>(error.position);
+    const int from = position > kContext ? position - kContext : 0;
+    const int begin = from == 0 ? 0 : from + pg_mbcliplen(text + from, position - from, 0);
+    GUC_check_errdetail("%s, at character %d, after \"%.*s\".", error.message, position + 1, position - begin,
+                        text + begin);
+}
+
+template <typename Parsed>
+bool CheckText(bool (*parse)(const char *, Parsed *, ParseError *) noexcept, const char *text, void **extra)
+{
+    auto *parsed = static_cast<Parsed *>(GucExtraAlloc(sizeof(Parsed)));
+    if (parsed == nullptr)
+        return false;
+    ParseError error;
+    if (!parse(text, parsed, &error)) {
+        ReportPosition(text, error);
+        *extra = parsed; // guc.c frees it either way
+        return false;
+    }
+    *extra = parsed;
+    return true;
+}
+
+bool CheckClasses(char **value, void **extra, GucSource)
+{
+    if (CheckText<ClassSpecs>(ParseClassSpecs, *value, extra))
+        return true;
+    GUC_check_errhint(
+        "Write: name: key=value key=value; name: key=value. Keys: weight, reserved, max_active, "
+        "queue_timeout, queue_size.");
+    return false;
+}
+
+void AssignClasses(const char *, void *extra)
+{
+    settings.class_specs = static_cast<const ClassSpecs *>(extra);
+}
+
+bool CheckClassMap(char **value, void **extra, GucSource)
+{
+    if (CheckText<ClassMap>(ParseClassMap, *value, extra))
+        return true;
+    GUC_check_errhint("Write: key=pattern, key=pattern => class; key=pattern => class. Keys: role, database, "
+                      "application_name, address.");
+    return false;
+}
+
+void AssignClassMap(const char *, void *extra)
+{
+    settings.class_rules = static_cast<const ClassMap *>(extra);
+    session_identity_changed = true;
+}
+
+bool IsKnownClass(const char *name)
+{
+    if (name[0] == '\0' || strcmp(name, kDefaultClassName) == 0)
+        return true;
+    // This process may know a reload that the launcher does not yet, or the other way round.
+    return (settings.class_specs != nullptr && FindClassSpec(*settings.class_specs, name) != nullptr) ||
+           (shared != nullptr && gate.FindClass(name) != kMaxClasses);
+}
+
+// A role's or database's setting must not make its logins fail when the class is dropped later: only an
+// interactive SET insists that the class exists.
+bool CheckSessionClass(char **value, void **, GucSource source)
+{
+    char name[kClassNameSize];
+    ParseError error;
+    if (!ParseClassName(*value, name, &error)) {
+        ReportPosition(*value, error);
+        return false;
+    }
+    if (IsKnownClass(name))
+        return true;
+    if (source == PGC_S_SESSION) {
+        GUC_check_errdetail("There is no workload class \"%s\".", name);
+        GUC_check_errhint("Classes are listed in weir.classes, and shown by the view weir.stat_class.");
+        return false;
+    }
+    if (source == PGC_S_TEST)
+        ereport(NOTICE, (errmsg("there is no workload class \"%s\" now", name),
+                         errhint("Until weir.classes lists it, such sessions are in class \"%s\".",
+                                 kDefaultClassName)));
+    return true;
+}
+
+void AssignSessionClass(const char *, void *)
+{
+    session_identity_changed = true;
+}
+
+void DefineLimits()
+{
+    DefineCustomIntVariable("weir.max_active", "Transactions of clients that may run at once.",
+                            "-1: adaptive. 0: no limit. Superusers do not count (see weir.superuser_bypass).",
+                            &settings.max_active, -1, -1, kMaxSessions, PGC_SIGHUP, 0, nullptr, nullptr,
+                            nullptr);
+    DefineCustomIntVariable("weir.max_active_min", "The adaptive limit never goes below this.", nullptr,
+                            &settings.max_active_min, 2, 1, kMaxSessions, PGC_SIGHUP, 0, nullptr, nullptr,
+                            nullptr);
+    DefineCustomIntVariable("weir.max_active_max", "The adaptive limit never goes above this.",
+                            "0: max_connections.", &settings.max_active_max, 0, 0, kMaxSessions, PGC_SIGHUP,
+                            0, nullptr, nullptr, nullptr);
+    DefineCustomIntVariable("weir.queue_timeout", "Longest wait of a transaction for a slot.",
+                            "Then it is refused with SQLSTATE 53300. 0: no bound of its own.",
+                            &settings.queue_timeout_ms, 30000, 0, INT_MAX, PGC_SIGHUP, GUC_UNIT_MS, nullptr,
+                            nullptr, nullptr);
+    DefineCustomIntVariable("weir.queue_size", "Most transactions that may wait for a slot.",
+                            "Past it a new one is refused at once with SQLSTATE 53300. 0: max_connections.",
+                            &settings.queue_size, 0, 0, kMaxSessions, PGC_SIGHUP, 0, nullptr, nullptr,
+                            nullptr);
+    DefineCustomIntVariable("weir.idle_yield",
+                            "A transaction whose client has been silent this long lends its slot.",
+                            "-1: never.", &settings.idle_yield_ms, 5, -1, 3600000, PGC_SIGHUP, GUC_UNIT_MS,
+                            nullptr, nullptr, nullptr);
+    DefineCustomIntVariable(
+        "weir.stall_timeout",
+        "When every slot is held by transactions that did nothing for this long, they lend their slots.",
+        "Nothing: waiting for a lock, another process, a timer or the network. 0: never.",
+        &settings.stall_timeout_ms, 2000, 0, INT_MAX, PGC_SIGHUP, GUC_UNIT_MS, nullptr, nullptr, nullptr);
+}
+
+void DefineClasses()
+{
+    DefineCustomStringVariable(
+        "weir.classes", "Workload classes, and each one's share and limits.",
+        "Example: interactive: weight=8 reserved=2; batch: max_active=4 queue_timeout=5min",
+        &settings.classes, "", PGC_SIGHUP, 0, CheckClasses, AssignClasses, nullptr);
+    DefineCustomStringVariable("weir.class_map", "Which class a session gets when weir.class is not set.",
+                               "Example: application_name=report* => batch; role=etl => batch",
+                               &settings.class_map, "", PGC_SIGHUP, 0, CheckClassMap, AssignClassMap,
+                               nullptr);
+    DefineCustomStringVariable(
+        "weir.class", "The session's workload class.",
+        "Set it by ALTER ROLE ... SET or ALTER DATABASE ... SET. Empty: weir.class_map decides.",
+        &settings.session_class, "", PGC_SUSET, 0, CheckSessionClass, AssignSessionClass, nullptr);
+}
+
+} // namespace
+
+const char *ModeName(int mode)
+{
+    for (const config_enum_entry &option : mode_options)
+        if (option.name != nullptr && option.val == mode)
+            return option.name;
+    return "unknown";
+}
+
+void DefineSettings()
+{
+    DefineCustomEnumVariable("weir.mode", "What pg_weir does: nothing, count what it would do, or do it.",
+                             nullptr, &settings.mode, static_cast<int>(Mode::kObserve), mode_options,
+                             PGC_SIGHUP, 0, nullptr, nullptr, nullptr);
+    DefineCustomBoolVariable(
+        "weir.superuser_bypass", "Superusers, and members of pg_monitor reading weir's views, never wait.",
+        nullptr, &settings.superuser_bypass, true, PGC_SIGHUP, 0, nullptr, nullptr, nullptr);
+    DefineCustomEnumVariable(
+        "weir.reject_as", "How severe a refusal is.",
+        "fatal ends the session: a client that ignores a failed BEGIN would go on in autocommit.",
+        &settings.reject_as, kRejectAsError, reject_options, PGC_SIGHUP, 0, nullptr, nullptr, nullptr);
+    DefineLimits();
+    DefineClasses();
+    MarkGUCPrefixReserved("weir");
+}
+
+} // namespace weir

@@ -1,0 +1,64 @@
+#pragma once
+
+// The settings (GUCs), and the copy of them that decisions are taken from.
+//
+// A backend that waits does not process SIGHUP, so whatever decides is read from shared memory:
+// RuntimeSettings, written by the postmaster at start and by the launcher after each reload. Only weir.class
+// and weir.class_map are read from the session's own variables: they say who the session is.
+
+#include "admission/class_map.hpp"
+#include "admission/class_spec.hpp"
+#include "pg/prelude.hpp"
+
+extern "C" {
+#include "datatype/timestamp.h"
+}
+
+namespace weir
+{
+
+enum class Mode : int { kOff, kObserve, kEnforce };
+
+// In shared memory. Written by the launcher alone (before it exists, by the postmaster), each field
+// atomically; readers may see a reload half done, which is as if it had come in two reloads.
+struct RuntimeSettings {
+    std::atomic<int> mode;
+    std::atomic<int64_t> mode_since; // TimestampTz: transactions begun before it are not judged
+    std::atomic<bool> superuser_bypass;
+    std::atomic<bool> reject_as_fatal;
+    std::atomic<uint32_t> generation; // moves on with every reload: sessions look up their class again
+};
+
+// This process's variables. The launcher's are the newest.
+struct Settings {
+    int mode;
+    int max_active;
+    int max_active_min;
+    int max_active_max;
+    int queue_timeout_ms;
+    int queue_size;
+    int idle_yield_ms;
+    int stall_timeout_ms;
+    bool superuser_bypass;
+    int reject_as;
+    char *classes;
+    char *session_class;
+    char *class_map;
+
+    // What check hooks made of the texts; null: empty. Owned by guc.c.
+    const ClassSpecs *class_specs;
+    const ClassMap *class_rules;
+};
+
+extern Settings settings;
+
+// Set by assign hooks when weir.class or weir.class_map changed in this process.
+extern bool session_identity_changed;
+
+constexpr int kRejectAsError = 0;
+constexpr int kRejectAsFatal = 1;
+
+void DefineSettings();
+const char *ModeName(int mode);
+
+} // namespace weir

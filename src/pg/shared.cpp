@@ -1,0 +1,182 @@
+#include "pg/shared.hpp"
+
+#include "admission/query_shedding.hpp"
+#include "pg/compat.hpp"
+#include "pg/machine.hpp"
+
+extern "C" {
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/proc.h"
+#include "storage/shmem.h"
+#include "utils/timestamp.h"
+}
+
+namespace weir
+{
+
+Shared *shared = nullptr;
+Gate gate;
+LWLock *gate_lock = nullptr;
+LWLock *rules_lock = nullptr;
+
+namespace
+{
+
+constexpr char kTranche[] = "pg_weir";
+
+shmem_request_hook_type previous_shmem_request_hook;
+shmem_startup_hook_type previous_shmem_startup_hook;
+
+uint32_t TicketCount()
+{
+    return static_cast<uint32_t>(MaxBackends);
+}
+
+// The structures are aligned to cache lines; ShmemInitStruct promises that much (ShmemAlloc aligns to
+// PG_CACHE_LINE_SIZE, 128), and the tickets follow at a multiple of it.
+Size SharedSize()
+{
+    static_assert(PG_CACHE_LINE_SIZE % alignof(Shared) == 0 && sizeof(Shared) % alignof(Ticket) == 0);
+    return add_size(sizeof(Shared), Gate::TicketsSize(TicketCount()));
+}
+
+void RequestSharedMemory()
+{
+    if (previous_shmem_request_hook)
+        previous_shmem_request_hook();
+    RequestAddinShmemSpace(SharedSize());
+    RequestNamedLWLockTranche(kTranche, 2);
+}
+
+// Runs in the postmaster, again after a crash restart; with EXEC_BACKEND also in every child.
+void StartSharedMemory()
+{
+    if (previous_shmem_startup_hook)
+        previous_shmem_startup_hook();
+
+    LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
+    bool found;
+    void *memory = ShmemInitStruct("pg_weir", SharedSize(), &found);
+    LWLockPadded *locks = GetNamedLWLockTranche(kTranche);
+    gate_lock = &locks[0].lock;
+    rules_lock = &locks[1].lock;
+    auto *tickets = reinterpret_cast<Ticket *>(static_cast<char *>(memory) + sizeof(Shared));
+    if (found) {
+        shared = static_cast<Shared *>(memory);
+        gate.Attach(&shared->gate, tickets, TicketCount());
+    } else {
+        shared = new (memory) Shared();
+        gate.Init(&shared->gate, tickets, TicketCount());
+        shared->statistics_since.store(GetCurrentTimestamp());
+    }
+    LWLockRelease(AddinShmemInitLock);
+
+    if (!found) {
+        PublishSettings();
+        LoadQueryRules();
+    }
+}
+
+AdaptiveBounds AdaptiveBoundsFromSettings(uint32_t cores)
+{
+    const auto sessions = static_cast<uint32_t>(MaxConnections);
+    AdaptiveBounds bounds;
+    bounds.cores = cores;
+    bounds.min = static_cast<uint32_t>(settings.max_active_min);
+    bounds.max = settings.max_active_max > 0 ? static_cast<uint32_t>(settings.max_active_max) : sessions;
+    if (bounds.max < bounds.min)
+        bounds.max = bounds.min;
+    return bounds;
+}
+
+void PublishLimit()
+{
+    GateShared &g = shared->gate;
+    if (!LimitIsAdaptive()) {
+        g.limit.store(settings.max_active == 0 ? kUnlimited : static_cast<uint32_t>(settings.max_active));
+        return;
+    }
+    const AdaptiveBounds bounds = CurrentAdaptiveBounds();
+    AdaptiveState &adaptive = shared->supervision.adaptive;
+    // A limit that was being adapted goes on from where it is; one that was fixed or never set begins anew.
+    if (!shared->supervision.adapting) {
+        AdaptiveReset(&adaptive, bounds);
+        shared->supervision.adapting = true;
+        g.limit.store(adaptive.limit);
+    }
+}
+
+} // namespace
+
+AdaptiveBounds CurrentAdaptiveBounds()
+{
+    static uint32_t cores = 0;
+    if (cores == 0)
+        cores = UsableCores();
+    return AdaptiveBoundsFromSettings(cores);
+}
+
+bool LimitIsAdaptive()
+{
+    return settings.max_active < 0;
+}
+
+void PublishSettings()
+{
+    static const ClassSpecs no_classes = {};
+    RuntimeSettings &to = shared->settings;
+    GateShared &g = shared->gate;
+
+    const ClassSpecs &specs = settings.class_specs != nullptr ? *settings.class_specs : no_classes;
+    // The postmaster runs alone here and may not take LWLocks; the launcher does.
+    const bool lock = MyProc != nullptr;
+    if (lock)
+        LWLockAcquire(gate_lock, LW_EXCLUSIVE);
+    gate.Configure(specs);
+    if (lock)
+        LWLockRelease(gate_lock);
+
+    g.queue_timeout_ms.store(settings.queue_timeout_ms);
+    g.queue_size.store(static_cast<uint32_t>(settings.queue_size));
+    if (!LimitIsAdaptive())
+        shared->supervision.adapting = false;
+    PublishLimit();
+    to.superuser_bypass.store(settings.superuser_bypass);
+    to.reject_as_fatal.store(settings.reject_as == kRejectAsFatal);
+    if (to.mode.load() != settings.mode) {
+        to.mode_since.store(GetCurrentTimestamp());
+        g.enforcing.store(settings.mode == static_cast<int>(Mode::kEnforce) ? 1 : 0);
+        to.mode.store(settings.mode);
+    }
+    to.generation.fetch_add(1);
+
+    if (LimitIsAdaptive() || settings.class_specs == nullptr)
+        return;
+    const uint32_t reserved = TotalReserved(specs);
+    if (settings.max_active > 0 && reserved >= static_cast<uint32_t>(settings.max_active))
+        ereport(LOG, (errmsg("pg_weir: the classes reserve %u slots, weir.max_active is %d", reserved,
+                             settings.max_active),
+                      errdetail("All sessions without a reserve share one slot.")));
+}
+
+void InstallSharedMemoryHooks()
+{
+    previous_shmem_request_hook = shmem_request_hook;
+    shmem_request_hook = RequestSharedMemory;
+    previous_shmem_startup_hook = shmem_startup_hook;
+    shmem_startup_hook = StartSharedMemory;
+}
+
+void WakeTicket(uint32_t id)
+{
+    SetLatch(&ProcGlobal->allProcs[id].procLatch);
+}
+
+void WakeAll(const WakeList &list)
+{
+    for (uint32_t i = 0; i < list.count; i++)
+        WakeTicket(list.tickets[i]);
+}
+
+} // namespace weir

@@ -1,0 +1,99 @@
+#include "pg/snapshot.hpp"
+
+extern "C" {
+#include "access/xact.h"
+#include "tcop/pquery.h"
+#include "utils/snapmgr.h"
+}
+
+namespace weir
+{
+
+namespace
+{
+
+bool DropHeldSnapshot(Portal portal)
+{
+    if (portal->holdSnapshot == nullptr)
+        return false;
+    UnregisterSnapshot(portal->holdSnapshot);
+    portal->holdSnapshot = nullptr;
+    return true;
+}
+
+} // namespace
+
+DroppedSnapshot DropStatementSnapshot(QueryDesc *query_desc)
+{
+    DroppedSnapshot dropped = {};
+    Portal portal = ActivePortal;
+
+    if (IsolationUsesXactSnapshot() || portal == nullptr || portal->portalSnapshot != nullptr ||
+        portal->strategy == PORTAL_UTIL_SELECT || query_desc->snapshot == nullptr || !ActiveSnapshotSet() ||
+        query_desc->snapshot != GetActiveSnapshot() || query_desc->crosscheck_snapshot != InvalidSnapshot)
+        return dropped;
+
+    PopActiveSnapshot();
+    if (ActiveSnapshotSet()) {
+        // Somebody below holds one too: nothing would be gained. The QueryDesc's registration kept ours
+        // alive.
+        PushActiveSnapshot(query_desc->snapshot);
+        return dropped;
+    }
+    UnregisterSnapshot(query_desc->snapshot);
+    query_desc->snapshot = nullptr;
+    dropped.held_by_portal = DropHeldSnapshot(portal);
+    InvalidateCatalogSnapshot();
+    dropped.of_statement = true;
+    return dropped;
+}
+
+void RetakeStatementSnapshot(const DroppedSnapshot &dropped, QueryDesc *query_desc)
+{
+    if (!dropped.of_statement)
+        return;
+    Snapshot snapshot = GetTransactionSnapshot();
+    if (dropped.held_by_portal) {
+        snapshot = RegisterSnapshot(snapshot);
+        ActivePortal->holdSnapshot = snapshot;
+    }
+    // A copy, as ProcessQuery() pushes one: UpdateActiveSnapshotCommandId() insists on a snapshot nobody
+    // registered.
+    PushCopiedSnapshot(snapshot);
+    query_desc->snapshot = RegisterSnapshot(GetActiveSnapshot());
+}
+
+DroppedSnapshot DropUtilitySnapshot()
+{
+    DroppedSnapshot dropped = {};
+    Portal portal = ActivePortal;
+
+    if (IsolationUsesXactSnapshot() || portal == nullptr || portal->portalSnapshot == nullptr ||
+        !ActiveSnapshotSet() || portal->portalSnapshot != GetActiveSnapshot())
+        return dropped;
+
+    // Registered snapshots keep their horizon, so the portal's own must go too.
+    portal->portalSnapshot = nullptr;
+    PopActiveSnapshot();
+    dropped.held_by_portal = DropHeldSnapshot(portal);
+    InvalidateCatalogSnapshot();
+    dropped.of_utility = true;
+    return dropped;
+}
+
+void RetakeUtilitySnapshot(const DroppedSnapshot &dropped)
+{
+    if (!dropped.of_utility)
+        return;
+    if (!dropped.held_by_portal) {
+        EnsurePortalSnapshotExists();
+        return;
+    }
+    // As PortalRunUtility() does for a portal that keeps its result.
+    Portal portal = ActivePortal;
+    portal->holdSnapshot = RegisterSnapshot(GetTransactionSnapshot());
+    PushActiveSnapshotWithLevel(portal->holdSnapshot, portal->createLevel);
+    portal->portalSnapshot = GetActiveSnapshot();
+}
+
+} // namespace weir
