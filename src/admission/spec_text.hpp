@@ -14,6 +14,7 @@ namespace weir
 {
 
 constexpr size_t kClassNameSize = 64; // with the NUL
+constexpr char kClassNameGrammar[] = "a class name (a letter or _, then letters, digits, _, $ or -)";
 
 // Why a text was refused. The message names what was expected; it never quotes the user's text beyond ASCII
 // identifiers, so it is valid in every encoding.
@@ -70,23 +71,21 @@ class SpecReader
             at_++;
     }
 
-    // Reads [A-Za-z_][A-Za-z0-9_$-]*, folded to lower case as SQL folds identifiers. `what` is its part in
-    // the grammar.
-    bool ReadIdentifier(const char *what, char (&out)[kClassNameSize]) noexcept
+    // Reads [A-Za-z_][A-Za-z0-9_$-]*, folded to lower case as SQL folds identifiers. `expected` completes the
+    // message "expected ..." where there is none.
+    bool ReadIdentifier(const char *expected, char (&out)[kClassNameSize]) noexcept
     {
         const uint32_t start = at_;
         size_t length = 0;
 
         while (IsIdentifierByte(Peek(), at_ == start)) {
             if (length == kClassNameSize - 1)
-                return FailAt(start, "%s is longer than %zu bytes", what, kClassNameSize - 1);
+                return FailAt(start, "expected %s of at most %zu bytes", expected, kClassNameSize - 1);
             out[length++] = Fold(Peek());
             at_++;
         }
         out[length] = '\0';
-        if (length == 0)
-            return Fail("expected %s: a letter or _, then letters, digits, _, $ or -", what);
-        return true;
+        return length > 0 || Fail("expected %s", expected);
     }
 
     // Both return false, so that a parser can say `return in.Fail(...)`.

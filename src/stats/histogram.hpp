@@ -45,7 +45,7 @@ struct HistogramSnapshot {
     uint64_t Sum() const noexcept { return sum_us; }
 
     // The longest duration, exact; after Subtract() an upper bound, within 12.5 %. 0 when empty.
-    uint64_t Max() const noexcept { return max_us; }
+    uint64_t MaxUs() const noexcept { return max_us; }
 
     // The duration that a `fraction` (0..1; 0.99 is p99) of the records did not exceed, by nearest rank,
     // interpolated within its bucket: within 12.5 % of the exact one, exact below 16 us. 0 when empty.
