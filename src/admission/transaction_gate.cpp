@@ -104,7 +104,6 @@ void DropTicket()
 void OnProcessExit(int, Datum)
 {
     DropTicket();
-    LeaveAllQueries();
     gate.ticket(my_ticket).pid.store(0);
     gate.ticket(my_ticket).served.store(0);
 }
@@ -133,6 +132,7 @@ bool IsClientBackend()
 void RegisterTicket()
 {
     my_ticket = MyTicketId();
+    queue_wait_event = NewWaitEvent("WeirTransactionQueue");
     gate.ticket(my_ticket).served.store(0);
     gate.ticket(my_ticket).pid.store(MyProcPid);
     on_shmem_exit(OnProcessExit, 0);
@@ -188,6 +188,18 @@ bool Unattended(int64_t now)
     return now - shared->supervision.last_tick.load(std::memory_order_relaxed) > kUnattendedUs;
 }
 
+void GoUnattended()
+{
+    LWLockAcquire(gate_lock, LW_EXCLUSIVE);
+    gate.GrantOver(my_ticket);
+    LWLockRelease(gate_lock);
+    if (shared->supervision.missed.exchange(1) == 0)
+        ereport(
+            LOG,
+            (errmsg("pg_weir: no launcher minds the queue, transactions run over the limit"),
+             errhint("Its background worker is missing or stuck. Is max_worker_processes large enough?")));
+}
+
 void CallSupervisor()
 {
     if (shared->supervision.napping.load(std::memory_order_seq_cst) == 0)
@@ -235,9 +247,7 @@ void WaitForSlot(uint32_t class_id, int64_t began)
             RefuseTimedOut(class_id, now - began);
         }
         if (Unattended(now)) {
-            LWLockAcquire(gate_lock, LW_EXCLUSIVE);
-            gate.GrantOver(my_ticket);
-            LWLockRelease(gate_lock);
+            GoUnattended();
             break;
         }
         HandleInterrupts();
@@ -422,7 +432,7 @@ void RunUtility(WEIR_UTILITY_PARAMETERS)
 }
 
 // Counts the nesting, so that a commit inside the statement is told from its end.
-void RunCountedUtility(WEIR_UTILITY_PARAMETERS)
+void RunCountedUtility(bool holds_query, WEIR_UTILITY_PARAMETERS)
 {
     utility_depth++;
     PG_TRY();
@@ -432,6 +442,8 @@ void RunCountedUtility(WEIR_UTILITY_PARAMETERS)
     PG_FINALLY();
     {
         utility_depth--;
+        if (holds_query)
+            LeaveUtility();
     }
     PG_END_TRY();
 }
@@ -451,9 +463,8 @@ void OnProcessUtility(WEIR_UTILITY_PARAMETERS)
         RunUtility(WEIR_UTILITY_ARGUMENTS);
         return;
     }
-    if (QueryRulesInForce())
-        EnterUtility(static_cast<uint64>(statement->queryId));
-    RunCountedUtility(WEIR_UTILITY_ARGUMENTS);
+    const bool holds_query = QueryRulesInForce() && EnterUtility(static_cast<uint64>(statement->queryId));
+    RunCountedUtility(holds_query, WEIR_UTILITY_ARGUMENTS);
 }
 
 } // namespace

@@ -1,0 +1,371 @@
+package PgWeir;
+
+# What the TAP tests share: a node with pg_weir, sessions that may wait in the gate, and ways to wait for a
+# condition. Every wait has a deadline; nothing here sleeps to let something happen.
+
+use strict;
+use warnings;
+
+use Exporter 'import';
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+use Time::HiRes ();
+
+our @EXPORT = qw(gated_node admin_of app_of reconfigure admission poll_until wait_for_waiting waits_long_enough
+  answers_at_once waits_for_slot is_refused nothing_left);
+
+# Seconds after which something that must happen is taken not to happen.
+our $deadline_s = 30;
+
+# "At once", in seconds: far below any timeout in these tests, far above a slow machine's hiccups.
+our $at_once_s = 2;
+
+# Starts a server with pg_weir in enforce mode, the extension, and the ordinary role "app" (superusers bypass the
+# gate). Settings are postgresql.conf's; "node" holds what PostgreSQL::Test::Cluster->init takes.
+sub gated_node
+{
+	my ($name, %settings) = @_;
+	my $init = delete $settings{node} // {};
+	my %all = (
+		'shared_preload_libraries' => 'pg_weir',
+		'weir.mode' => 'enforce',
+		'weir.max_active' => 1,
+		'weir.idle_yield' => -1,
+		'weir.stall_timeout' => 0,
+		'max_connections' => 50,
+		'autovacuum' => 'off',
+		%settings);
+
+	my $node = PostgreSQL::Test::Cluster->new($name);
+	$node->init(%$init);
+	$node->append_conf('postgresql.conf', "$_ = '$all{$_}'") foreach sort keys %all;
+	$node->start;
+	$node->safe_psql('postgres',
+		'CREATE EXTENSION pg_weir; CREATE ROLE app LOGIN; GRANT ALL ON SCHEMA public TO PUBLIC;');
+	return $node;
+}
+
+# A superuser's session, which never waits; and one of the role "app".
+sub admin_of
+{
+	my ($node, %options) = @_;
+	return PgWeir::Session->new($node, user => scalar getpwuid($>), %options);
+}
+
+sub app_of
+{
+	my ($node, %options) = @_;
+	return PgWeir::Session->new($node, %options);
+}
+
+my $marker_ms = 60_000;
+
+# Changes settings, and returns when everybody's decisions rest on them: the launcher has copied them and sleeps
+# again. The marker that shows it is weir.queue_timeout: about a minute, unless it is given.
+sub reconfigure
+{
+	my ($admin, %settings) = @_;
+	my $timeout = $settings{'weir.queue_timeout'} //= ++$marker_ms . 'ms';
+	$admin->query("ALTER SYSTEM SET $_ = '$settings{$_}'") foreach sort keys %settings;
+	$admin->query('SELECT pg_reload_conf()');
+	poll_until(
+		'settings are in force',
+		sub {
+			$admin->value("SELECT s.wait_event IS NOT NULL
+				AND coalesce(c.queue_timeout, '0') = interval '$timeout'
+				FROM weir.stat_class c, pg_stat_activity s
+				WHERE c.class = 'default' AND s.backend_type = 'pg_weir launcher'") eq 't';
+		});
+	return;
+}
+
+# A column of weir.stat_admission.
+sub admission
+{
+	my ($admin, $column) = @_;
+	return $admin->value("SELECT $column FROM weir.stat_admission");
+}
+
+# Calls $condition until it is true; dies at the deadline. Returns how long that took, in seconds.
+sub poll_until
+{
+	my ($what, $condition) = @_;
+	my $began = Time::HiRes::time();
+	until ($condition->())
+	{
+		die "timed out: $what" if Time::HiRes::time() - $began > $deadline_s;
+		Time::HiRes::usleep(5_000);
+	}
+	return Time::HiRes::time() - $began;
+}
+
+sub wait_for_waiting
+{
+	my ($admin, $count) = @_;
+	return poll_until("$count waiting", sub { admission($admin, 'waiting') == $count });
+}
+
+# Somebody has waited for the supervisor's many rounds (it makes one each 5 ms): what it has not done by then it will
+# not do.
+sub waits_long_enough
+{
+	my ($admin, $pid) = @_;
+	poll_until(
+		"$pid waits for half a second",
+		sub {
+			$admin->value(
+				"SELECT count(*) FROM weir.activity WHERE pid = $pid AND state = 'waiting' AND clock_timestamp() - since > '500ms'"
+			) == 1;
+		});
+	return;
+}
+
+# A test: $sql is answered without an error, while whoever waits goes on waiting.
+sub answers_at_once
+{
+	my ($session, $sql, $name) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	my $began = Time::HiRes::time();
+	my $answer = $session->send($sql)->answer($at_once_s);
+	my $took_s = Time::HiRes::time() - $began;
+	return ok($answer && !$answer->{code}, $name // "at once: $sql")
+	  || diag($answer ? "$answer->{code}: $answer->{message}" : "no answer after $took_s s");
+}
+
+# A test: what $session has been sent waits for a slot until $release is called, and then ends without an error.
+sub waits_for_slot
+{
+	my ($admin, $session, $name, $release) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	my $waits = eval {
+		poll_until($name, sub { $session->state($admin) eq 'waiting' || $session->answered });
+		!$session->answered;
+	};
+	$release->();
+	my $answer = $session->answer;
+	return ok($waits && $answer && !$answer->{code}, "waits: $name")
+	  || diag($waits ? 'it waited' : 'it did not wait', $answer ? "; $answer->{code} $answer->{message}" : '; no answer');
+}
+
+# A test: $answer is a refusal with SQLSTATE 53300, a DETAIL and a HINT with a delay.
+sub is_refused
+{
+	my ($answer, $detail, $name) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	is($answer->{code}, '53300', "$name: SQLSTATE");
+	like($answer->{detail}, $detail, "$name: DETAIL");
+	return like($answer->{hint}, qr/^Retry in about [0-9.]+ s\.$/, "$name: HINT");
+}
+
+# A test: after all that happened nobody holds, lends or waits for a slot. A backend that ends takes a moment.
+sub nothing_left
+{
+	my ($admin, $name) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	my $left = '';
+	eval {
+		poll_until(
+			'nothing left',
+			sub {
+				$left = $admin->value("SELECT concat_ws(' ', active, waiting, lent) FROM weir.stat_admission");
+				$left eq '0 0 0';
+			});
+	};
+	return is($left, '0 0 0', "$name: 0 active, 0 waiting, 0 lent");
+}
+
+# A client that speaks the protocol itself: it can send something and look later whether an answer came, costs no
+# process, and can vanish. Trust authentication over the node's socket.
+package PgWeir::Session;
+
+use IO::Select;
+use IO::Socket::UNIX;
+use Time::HiRes ();
+
+sub new
+{
+	my ($class, $node, %options) = @_;
+	my $socket = IO::Socket::UNIX->new($node->host . '/.s.PGSQL.' . $node->port) or die "connect: $!";
+	my $self = bless { socket => $socket, in => '', answers => [], current => _no_answer() }, $class;
+	my %startup = (
+		user => $options{user} // 'app',
+		database => 'postgres',
+		application_name => $options{application_name} // 'tap',
+		$options{options} ? (options => $options{options}) : ());
+	my $body = pack('N', 196608) . join('', map { "$_\0$startup{$_}\0" } sort keys %startup) . "\0";
+	$self->_write(pack('N', length($body) + 4) . $body);
+	my $answer = $self->answer or die 'no answer to the startup message';
+	die "connection refused: $answer->{message}" if $answer->{code};
+	return $self;
+}
+
+# The server process.
+sub pid { return $_[0]{pid} }
+
+# Sends a simple query and returns at once.
+sub send
+{
+	my ($self, $sql) = @_;
+	return $self->_message(Q => "$sql\0");
+}
+
+# Sends Parse, and waits for its answer.
+sub parse
+{
+	my ($self, $name, $sql) = @_;
+	return $self->_message(P => "$name\0$sql\0" . pack('n', 0))->_message(S => '')->answer;
+}
+
+# Sends Bind and Execute of a statement without parameters, and returns at once.
+sub execute
+{
+	my ($self, $name) = @_;
+	return $self->_message(B => "\0$name\0" . pack('nnn', 0, 0, 0))->_message(E => "\0" . pack('N', 0))
+	  ->_message(S => '');
+}
+
+# The next answer, up to ReadyForQuery or the end of the connection; undef when none comes in time.
+# {rows, tag, code, severity, message, detail, hint, status, closed}
+sub answer
+{
+	my ($self, $timeout_s) = @_;
+	my $end = Time::HiRes::time() + ($timeout_s // $PgWeir::deadline_s);
+	until (@{ $self->{answers} })
+	{
+		my $left = $end - Time::HiRes::time();
+		return if $left <= 0;
+		$self->_read($left);
+	}
+	return shift @{ $self->{answers} };
+}
+
+# Whether an answer is there.
+sub answered
+{
+	my ($self) = @_;
+	$self->_read(0);
+	return @{ $self->{answers} } > 0;
+}
+
+# Runs $sql; dies on an error. query: its rows; value: the first column of the first.
+sub query
+{
+	my ($self, $sql) = @_;
+	my $answer = $self->send($sql)->answer or die "no answer: $sql";
+	die "$answer->{code} $answer->{message}: $sql" if $answer->{code};
+	return $answer->{rows};
+}
+
+sub value
+{
+	my ($self, $sql) = @_;
+	my $rows = $self->query($sql);
+	return @$rows ? $rows->[0][0] // '' : '';
+}
+
+# What the gate has of it: active, lent, waiting, or nothing.
+sub state
+{
+	my ($self, $admin) = @_;
+	return $admin->value("SELECT state FROM weir.activity WHERE pid = $self->{pid}");
+}
+
+# Ends the connection as a client does that takes its leave.
+sub close
+{
+	my ($self) = @_;
+	$self->_message(X => '') if $self->{socket};
+	return $self->vanish;
+}
+
+# Ends it as the kernel does for a client that was killed.
+sub vanish
+{
+	my ($self) = @_;
+	$self->{socket}->close if $self->{socket};
+	$self->{socket} = undef;
+	return;
+}
+
+sub _no_answer { return { rows => [], code => '' } }
+
+sub _message
+{
+	my ($self, $type, $body) = @_;
+	return $self->_write($type . pack('N', length($body) + 4) . $body);
+}
+
+sub _write
+{
+	my ($self, $bytes) = @_;
+	local $SIG{PIPE} = 'IGNORE';
+	syswrite $self->{socket}, $bytes;
+	return $self;
+}
+
+# Reads what comes within that time, once.
+sub _read
+{
+	my ($self, $timeout_s) = @_;
+	return if !$self->{socket} || !IO::Select->new($self->{socket})->can_read($timeout_s);
+	if (!sysread($self->{socket}, $self->{in}, 65536, length $self->{in}))
+	{
+		$self->{current}{closed} = 1;
+		$self->_answered;
+		return $self->vanish;
+	}
+	while (length($self->{in}) >= 5)
+	{
+		my ($type, $length) = unpack('a1N', $self->{in});
+		last if length($self->{in}) < $length + 1;
+		$self->_take($type, substr($self->{in}, 5, $length - 4));
+		substr($self->{in}, 0, $length + 1) = '';
+	}
+	return;
+}
+
+sub _answered
+{
+	my ($self) = @_;
+	push @{ $self->{answers} }, $self->{current};
+	$self->{current} = _no_answer();
+	return;
+}
+
+sub _take
+{
+	my ($self, $type, $body) = @_;
+	my $answer = $self->{current};
+	if ($type eq 'Z')
+	{
+		$answer->{status} = $body;
+		$self->_answered;
+	}
+	elsif ($type eq 'K') { $self->{pid} = unpack('N', $body) }
+	elsif ($type eq 'D') { push @{ $answer->{rows} }, _columns($body) }
+	elsif ($type eq 'C') { ($answer->{tag}) = unpack('Z*', $body) }
+	elsif ($type eq 'G') { $self->_message(c => '') }    # COPY FROM STDIN: no rows
+	elsif ($type eq 'E')
+	{
+		my %field = map { substr($_, 0, 1) => substr($_, 1) } grep { length } split(/\0/, $body);
+		@$answer{qw(severity code message detail hint)} = map { $_ // '' } @field{qw(V C M D H)};
+	}
+	return;
+}
+
+sub _columns
+{
+	my ($body) = @_;
+	my ($count, $at) = (unpack('n', $body), 2);
+	my @columns;
+	foreach (1 .. $count)
+	{
+		my $length = unpack('l>', substr($body, $at, 4));
+		push @columns, $length < 0 ? undef : substr($body, $at + 4, $length);
+		$at += 4 + ($length < 0 ? 0 : $length);
+	}
+	return \@columns;
+}
+
+1;
