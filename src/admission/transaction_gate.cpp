@@ -431,6 +431,13 @@ void RunUtility(WEIR_UTILITY_PARAMETERS)
         standard_ProcessUtility(WEIR_UTILITY_ARGUMENTS);
 }
 
+void EndCountedUtility(bool holds_query)
+{
+    utility_depth--;
+    if (holds_query)
+        LeaveUtility();
+}
+
 // Counts the nesting, so that a commit inside the statement is told from its end.
 void RunCountedUtility(bool holds_query, WEIR_UTILITY_PARAMETERS)
 {
@@ -439,13 +446,13 @@ void RunCountedUtility(bool holds_query, WEIR_UTILITY_PARAMETERS)
     {
         RunUtility(WEIR_UTILITY_ARGUMENTS);
     }
-    PG_FINALLY();
+    PG_CATCH();
     {
-        utility_depth--;
-        if (holds_query)
-            LeaveUtility();
+        EndCountedUtility(holds_query);
+        PG_RE_THROW();
     }
     PG_END_TRY();
+    EndCountedUtility(holds_query);
 }
 
 void OnProcessUtility(WEIR_UTILITY_PARAMETERS)

@@ -73,6 +73,7 @@ void weir_launcher_main(Datum)
 
     const uint32 wait_event = NewWaitEvent("WeirLauncher");
     shared->supervision.ticket.store(MyTicketId() + 1);
+    shared->supervision.missed.store(0);
     Supervisor *supervisor = StartSupervisor();
     ReloadSettings(false);
     for (;;) {
