@@ -174,6 +174,15 @@ TEST(Histogram, InterpolatesWithinABucket)
     EXPECT_NEAR(static_cast<double>(snapshot.Percentile(0.75)), 1024 + 96, 1);
 }
 
+TEST(Histogram, ALoneRecordCountsAsTheMiddleOfItsBucket)
+{
+    Histogram histogram{};
+
+    histogram.Record(1030);
+    histogram.Record(1000000);
+    EXPECT_EQ(histogram.Snapshot().Percentile(0.5), 1024u + 64);
+}
+
 TEST(Histogram, ResetForgetsAll)
 {
     Histogram histogram{};
