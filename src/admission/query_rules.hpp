@@ -34,7 +34,7 @@ constexpr size_t kMaxRuleReason = 200;      // bytes
 constexpr uint32_t kBlocked = 0;            // a rule's max_active: nobody may run it
 constexpr int64_t kNeverExpires = INT64_MAX;
 
-// What a rule says. Also a record of the file, but for the padding.
+// What a rule says. Its bytes are also its record in the file.
 struct QueryRuleSpec {
     uint64_t query_id;   // never 0
     int64_t created_at;  // when it was made, or last replaced
@@ -98,21 +98,20 @@ struct QueryRuleStatus {
     int64_t last_refused_at;
 };
 
-// ---- Anybody, without the lock
-// ---------------------------------------------------------------------------------
+// ---- Anybody, without the lock ----
 
-// Which rule the query has, if any: kNone, kBusy, or kRun for "yes". Counts nothing.
-RuleVerdict FindRule(const QueryRulesShared &rules, uint64_t query_id) noexcept;
+// False: the query has no rule. Counts nothing; what most executions come to know, and no more.
+bool MayHaveRule(const QueryRulesShared &rules, uint64_t query_id) noexcept;
 
-// Judges one execution and counts it. kRun takes a place, unless `take_place` is false.
+// Judges one execution and counts it. kRun takes a place, unless `take_place` is false. Under rules_lock, in
+// whichever mode, never kBusy.
 void JudgeQuery(QueryRulesShared *rules, uint64_t query_id, int64_t now, bool take_place,
                 RuleJudgement *judgement) noexcept;
 
 // Gives the place back. Does nothing when the rule has been dropped meanwhile.
 void LeavePlace(QueryRulesShared *rules, RulePlace place) noexcept;
 
-// ---- Under rules_lock; changes need it exclusive
-// ---------------------------------------------------------------
+// ---- Under rules_lock; changes need it exclusive ----
 
 // The rules in force at `now`, in table order. Returns how many.
 uint32_t CopyRules(const QueryRulesShared &rules, int64_t now, QueryRuleSpec (&out)[kMaxQueryRules]) noexcept;
@@ -129,8 +128,7 @@ bool DropRule(QueryRulesShared *rules, uint64_t query_id) noexcept;
 // Removes what has expired. Returns how many.
 uint32_t SweepRules(QueryRulesShared *rules, int64_t now) noexcept;
 
-// ---- The file
-// --------------------------------------------------------------------------------------------------
+// ---- The file ----
 
 using Crc32c = uint32_t (*)(const void *data, size_t size);
 
