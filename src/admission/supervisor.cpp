@@ -3,6 +3,7 @@
 #include "pg/compat.hpp"
 #include "pg/machine.hpp"
 #include "pg/shared.hpp"
+#include "pg/wait.hpp"
 
 extern "C" {
 #include "storage/lock.h"
@@ -147,7 +148,8 @@ Census TakeCensus(Supervisor *s, int64_t now)
         const uint32 wait_class = wait_event & kWaitClassMask;
         census.held++;
         census.class_held[class_id]++;
-        census.running += wait_event == 0;
+        // Granted, and not yet on a processor to take note of it: as ready to run as the others.
+        census.running += wait_event == 0 || wait_event == TransactionQueueWaitEvent();
         census.lock_waiting += wait_class == PG_WAIT_LOCK;
         census.contended += wait_class == PG_WAIT_LWLOCK || wait_class == kWaitBufferPin;
         if (IsStalled(*watch, now)) {

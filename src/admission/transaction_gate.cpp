@@ -46,7 +46,6 @@ bool holding = false;
 LocalTransactionId judged = InvalidLocalTransactionId;
 int utility_depth = 0;
 uint32_t my_ticket = kNoTicket;
-uint32 queue_wait_event = 0;
 
 void WakeDispatched(bool somebody_waits)
 {
@@ -108,12 +107,12 @@ void OnProcessExit(int, Datum)
     gate.ticket(my_ticket).served.store(0);
 }
 
-void OnResourceRelease(ResourceReleasePhase phase, bool is_commit, bool is_top_level, void *)
+void OnResourceRelease(ResourceReleasePhase phase, bool, bool is_top_level, void *)
 {
     if (phase != RESOURCE_RELEASE_AFTER_LOCKS || !is_top_level)
         return;
-    if (is_commit && utility_depth > 0)
-        return; // a procedure's COMMIT: it goes on
+    if (utility_depth > 0)
+        return; // a procedure's COMMIT or ROLLBACK: it goes on (an error ends the utility statement first)
     LeaveAllQueries();
     if (holding)
         ReleaseSlot();
@@ -132,7 +131,6 @@ bool IsClientBackend()
 void RegisterTicket()
 {
     my_ticket = MyTicketId();
-    queue_wait_event = NewWaitEvent("WeirTransactionQueue");
     gate.ticket(my_ticket).served.store(0);
     gate.ticket(my_ticket).pid.store(MyProcPid);
     on_shmem_exit(OnProcessExit, 0);
@@ -172,10 +170,9 @@ bool IsMonitoring(const QueryDesc *query_desc)
     return reads_view;
 }
 
-bool CountBypass(uint32_t class_id)
+void CountBypass(uint32_t class_id)
 {
     gate.group(class_id).bypassed.fetch_add(1, std::memory_order_relaxed);
-    return true;
 }
 
 // ---- waiting
@@ -255,7 +252,7 @@ void WaitForSlot(uint32_t class_id, int64_t began)
             break; // an interrupt that took us out of the queue and then did nothing: run, rather than queue
                    // anew
         const long nap = remaining < 0 || remaining > kLongestNapMs ? kLongestNapMs : remaining;
-        if (WaitForLatchOrClient(nap, queue_wait_event) == Woken::kClientGone &&
+        if (WaitForLatchOrClient(nap, TransactionQueueWaitEvent()) == Woken::kClientGone &&
             LeaveQueue(Departure::kClientGone))
             EndForLostClient();
     }
@@ -314,8 +311,8 @@ template <typename Drop, typename Retake> void Judge(const QueryDesc *query_desc
         RegisterTicket();
 
     const uint32_t class_id = SessionClass();
-    if (shared->settings.superuser_bypass.load(std::memory_order_relaxed) &&
-        (SessionIsSuperuser() || (query_desc != nullptr && gate.Waiting() > 0 && IsMonitoring(query_desc)))) {
+    const bool bypass = shared->settings.superuser_bypass.load(std::memory_order_relaxed);
+    if (bypass && SessionIsSuperuser()) {
         CountBypass(class_id);
         return;
     }
@@ -325,6 +322,11 @@ template <typename Drop, typename Retake> void Judge(const QueryDesc *query_desc
     }
     if (gate.TryAcquire(my_ticket, class_id, GetCurrentStatementStartTimestamp())) {
         holding = true;
+        return;
+    }
+    // Asked last: it reads the catalogs, and matters only to one who would have to wait.
+    if (bypass && IsMonitoring(query_desc)) {
+        CountBypass(class_id);
         return;
     }
     AdmitSlowly(class_id, drop, retake);

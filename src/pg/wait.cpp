@@ -44,6 +44,14 @@ Woken WaitForLatchOrClient(long timeout_ms, uint32 wait_event)
     return woken;
 }
 
+uint32 TransactionQueueWaitEvent()
+{
+    static uint32 event = 0;
+    if (event == 0)
+        event = NewWaitEvent("WeirTransactionQueue");
+    return event;
+}
+
 Interrupt PendingInterrupt()
 {
     if (!InterruptPending)

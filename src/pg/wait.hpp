@@ -14,6 +14,9 @@ enum class Woken { kLatch, kTimeout, kClientGone };
 // queue. Exits if the postmaster died. The caller resets the latch before it looks at what it waits for.
 Woken WaitForLatchOrClient(long timeout_ms, uint32 wait_event);
 
+// The wait event of a transaction that queues: WeirTransactionQueue, in 15 and 16 plain Extension.
+uint32 TransactionQueueWaitEvent();
+
 // What CHECK_FOR_INTERRUPTS() is about to throw, if anything.
 enum class Interrupt { kNone, kCancel, kStatementTimeout, kTerminate };
 
