@@ -66,7 +66,7 @@ struct Supervisor {
     int64_t rescue_next;
     uint64_t control_admitted;
     uint64_t second_admitted;
-    uint32_t suspended; // slots lent at the last suspension
+    uint32_t suspended; // slots that stalled transactions lent when the last suspension began
 };
 
 namespace
@@ -237,17 +237,19 @@ void RescueBlockers(int64_t now)
 void Suspend(Supervisor *s, uint32_t class_id, int64_t now)
 {
     uint32_t lent = 0;
+    uint32_t lent_before = 0;
     for (uint32_t id = 0; id < gate.ticket_count(); id++) {
         const Ticket &t = gate.ticket(id);
         const Watch &watch = s->watches[id];
+        lent_before += gate.State(id) == TicketState::kLent && t.stalled.load() != 0;
         if ((class_id == kMaxClasses || t.class_id.load() == class_id) && IsStalled(watch, now) &&
             t.word.load() == watch.word && gate.Lend(id, watch.word, true))
             lent++;
     }
     if (lent == 0)
         return;
-    s->suspended = lent;
-    shared->supervision.suspended.store(lent);
+    s->suspended = lent_before + lent;
+    shared->supervision.suspended.store(s->suspended);
     shared->supervision.suspensions.fetch_add(1);
     ereport(LOG,
             (errmsg("pg_weir: limit suspended: all %u transaction slots%s%s were stalled for %d ms", lent,
