@@ -342,7 +342,7 @@ void Record(Supervisor *s, const Census &census, int64_t now)
     LimitSample sample = {};
     sample.at_us = now;
     sample.limit = gate.shared().limit.load();
-    sample.reason = LimitIsAdaptive() ? shared->supervision.adaptive.reason : AdaptiveReason::kHold;
+    sample.reason = LimitIsAdaptive() ? shared->supervision.adaptive.reason : AdaptiveReason::kNotBinding;
     sample.active = static_cast<float>(means.active);
     sample.running = static_cast<float>(means.running);
     sample.lock_waiting = static_cast<float>(means.lock_waiting);

@@ -1,0 +1,54 @@
+# pg_weir. `make demo`, `make check` and `make deps` need nothing but make and apt; the rest is PGXS.
+#
+#   make                 build against PG_CONFIG's server (15 to 18)
+#   make install         into that server
+#   make check           everything there is to check; ONLY=unit,regress,… for some of it
+#   make demo            a storm, without and with pg_weir; KEEP=1 leaves the server up
+
+GOALS_WITHOUT_PGXS = demo check deps
+
+ifneq ($(filter $(GOALS_WITHOUT_PGXS),$(MAKECMDGOALS)),)
+
+demo:
+	@scripts/demo
+
+check:
+	@scripts/check $(ONLY)
+
+deps:
+	@scripts/deps build check demo
+
+.PHONY: $(GOALS_WITHOUT_PGXS)
+
+else
+
+MODULE_big = pg_weir
+EXTENSION = extension/pg_weir
+DATA = $(wildcard extension/pg_weir--*.sql)
+SOURCES = $(sort $(wildcard src/*.cpp src/*/*.cpp))
+OBJS = $(SOURCES:.cpp=.o)
+EXTRA_CLEAN = $(OBJS:.o=.d)
+
+PG_CONFIG ?= pg_config
+PG_CXXFLAGS = -std=gnu++17 -Wall -Wextra -Werror -fno-exceptions -fno-rtti -fvisibility=hidden -fno-lto -MMD -MP
+PG_CPPFLAGS = -Isrc -isystem $(shell $(PG_CONFIG) --includedir-server)
+# C++ bitcode: PGXS would compile it with a clang that does not get our flags.
+override with_llvm = no
+
+PGXS := $(shell $(PG_CONFIG) --pgxs)
+include $(PGXS)
+
+ifeq ($(filter 15 16 17 18,$(MAJORVERSION)),)
+$(error pg_weir needs PostgreSQL 15 to 18, $(PG_CONFIG) is of $(VERSION))
+endif
+
+# Link as C++.
+override COMPILER = $(CXX) $(CXXFLAGS)
+# Debian builds for link-time optimisation, which helps nobody here and triples the build.
+override CFLAGS := $(filter-out -flto% -ffat-lto-objects,$(CFLAGS))
+override CXXFLAGS := $(filter-out -flto% -ffat-lto-objects,$(CXXFLAGS))
+override LDFLAGS := $(filter-out -flto% -ffat-lto-objects,$(LDFLAGS))
+
+-include $(OBJS:.o=.d)
+
+endif
