@@ -242,6 +242,7 @@ poll_until('the borrower runs', sub { $session->state($admin) eq 'active' });
 is($holder->state($admin), 'lent', 'weir.activity shows who lends');
 is($admin->value("SELECT concat_ws(' ', active, lent) FROM weir.stat_admission"), '1 1', 'and the counters');
 answers_at_once($holder, 'SELECT 1', 'it speaks again: it runs at once');
+is(admission($admin, 'active'), 2, 'over the limit, and counted');
 is(admission($admin, 'lendings'), 1, 'a lending is counted');
 answers_at_once($holder, 'COMMIT', 'its COMMIT');
 $admin->query('SELECT pg_advisory_unlock(8)');
