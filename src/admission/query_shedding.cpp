@@ -311,7 +311,7 @@ void ReasonArgument(FunctionCallInfo fcinfo, int n, QueryRuleSpec *spec)
     const size_t length = VARSIZE_ANY_EXHDR(reason);
     if (length > kMaxRuleReason)
         ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("reason is too long"),
-                        errdetail("It has %zu bytes, at most %zu are kept.", length, kMaxRuleReason)));
+                        errdetail("It has %zu bytes, at most %zu are allowed.", length, kMaxRuleReason)));
     memcpy(spec->reason, VARDATA_ANY(reason), length);
     spec->reason_length = static_cast<uint32_t>(length);
 }
