@@ -258,6 +258,25 @@ void Suspend(Supervisor *s, uint32_t class_id, int64_t now)
              errdetail("%u more transactions may run until half of the stalled ones have ended.", lent)));
 }
 
+// Whether the slots that no class has reserved are all held by stalled transactions. Which of a class's are
+// in its reserve nobody can say, so all of a class that has more than its reserve must be stalled.
+bool PoolStalled(const Census &census)
+{
+    const uint32_t limit = gate.shared().limit.load();
+    uint32_t pooled = 0;
+    uint32_t reserved = 0;
+    for (uint32_t i = 0; i < kMaxClasses; i++) {
+        const uint32_t reserve = gate.group(i).reserved;
+        reserved += reserve;
+        if (census.class_held[i] <= reserve)
+            continue;
+        if (census.class_stalled[i] != census.class_held[i])
+            return false;
+        pooled += census.class_held[i] - reserve;
+    }
+    return pooled > 0 && pooled >= (limit > reserved ? limit - reserved : 1);
+}
+
 void CheckStalls(Supervisor *s, const Census &census, int64_t now)
 {
     if (s->suspended != 0 && census.lent_stalled <= s->suspended / 2) {
@@ -267,7 +286,7 @@ void CheckStalls(Supervisor *s, const Census &census, int64_t now)
     }
     if (gate.Waiting() == 0)
         return;
-    if (census.held > 0 && census.stalled == census.held && census.held >= gate.shared().limit.load()) {
+    if (PoolStalled(census)) {
         Suspend(s, kMaxClasses, now);
         return;
     }

@@ -187,4 +187,24 @@ poll_until('the limit is in force', sub { admission($admin, 'suspended') == 0 })
 is(log_of_suspension($log), 'limit suspended limit in force again', 'start and end are logged');
 nothing_left($admin, 'suspension of a class');
 
+# ---- the same in what the reserves of the classes leave
+
+reconfigure(
+	$admin,
+	'weir.classes' => 'batch: reserved=2',
+	'weir.max_active' => 4,
+	'weir.stall_timeout' => '300ms');
+$batch_holder->query($_) foreach 'BEGIN', 'SELECT 1';
+$batch_waiter->send('SELECT count(*) FROM generate_series(1, 1000000000)');    # works, in the reserve
+poll_until('it works', sub { $batch_waiter->state($admin) eq 'active' });
+$_->query('BEGIN') foreach $first, $second;
+$waiter->send('SELECT 1');
+$answer = $waiter->answer;
+is($answer && $answer->{code}, '', 'all slots outside a reserve stalled: the waiter goes on');
+is(join(' ', map { $_->state($admin) } $first, $second, $batch_waiter), 'lent lent active', 'the stalled lend');
+$admin->query('SELECT pg_cancel_backend(' . $batch_waiter->pid . ')');
+is($batch_waiter->answer->{code}, '57014', 'a transaction that worked is cancelled');
+$_->query('COMMIT') foreach $first, $second, $batch_holder;
+nothing_left($admin, 'suspension beside a reserve');
+
 done_testing();

@@ -204,10 +204,12 @@ nothing_left($admin, 'the new launcher');
 $holder->query('BEGIN');
 poll_until('the launcher sleeps', sub { $admin->value("SELECT wait_event FROM pg_stat_activity WHERE pid = (" . $launcher . ")") ne '' });
 my $stopped = $admin->value($launcher);
+my $log = -s $node->logfile;
 kill 'STOP', $stopped;
 @waiters = queue_up(2);
 is(join(' ', map { my $answer = $_->answer; $answer ? $answer->{code} : 'no answer' } @waiters),
 	' ', 'nobody minds the queue: the limit does not bind');
+is(scalar(() = slurp_file($node->logfile, $log) =~ /LOG:  pg_weir: no launcher minds the queue/g), 1, 'and that is logged once');
 kill 'CONT', $stopped;
 $holder->query('COMMIT');
 nothing_left($admin, 'a launcher that was stopped');
