@@ -161,6 +161,38 @@ nothing_left($admin, 'a terminated DO');
 $next->close;
 $holder = app_of($node);
 
+# ---- a storm of all this at once: cancels and ends meet grants in every order
+
+reconfigure($admin, 'weir.max_active' => 2, 'weir.idle_yield' => '1ms');
+my $seed = srand;
+note("seed $seed");
+my @storm = map { app_of($node) } 1 .. 16;
+my @statements = ('SELECT 1', 'BEGIN', 'COMMIT', 'ROLLBACK', 'SELECT 1/0', 'BEGIN; SELECT 1', 'DO $$BEGIN COMMIT; END$$', 'SELECT 1; COMMIT');
+my $answers = 0;
+foreach (1 .. 3000)
+{
+	my $i = int(rand(@storm));
+	if ($storm[$i]->answered)
+	{
+		$answers++;
+		$storm[$i]->answer;
+	}
+	my $dice = rand;
+	if ($dice < 0.02 || !$storm[$i]->connected)
+	{
+		$storm[$i]->vanish;
+		$storm[$i] = app_of($node);
+	}
+	elsif ($dice < 0.15) { $admin->query('SELECT pg_cancel_backend(' . $storm[$i]->pid . ')') }
+	elsif ($dice < 0.17) { $admin->query('SELECT pg_terminate_backend(' . $storm[$i]->pid . ')') }
+	else { $storm[$i]->send($statements[ int(rand(@statements)) ]) }
+}
+$_->close foreach @storm;
+cmp_ok($answers, '>', 100, "a storm: $answers answers");
+nothing_left($admin, 'a storm');
+note(join ' ', map { $_ // '' } @{ $admin->query('SELECT admitted, queued, cancelled, terminated, client_gone, lendings FROM weir.stat_admission')->[0] });
+reconfigure($admin, 'weir.max_active' => 1, 'weir.idle_yield' => -1);
+
 # ---- the launcher ends while ten wait
 
 my $launcher = q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'pg_weir launcher'};

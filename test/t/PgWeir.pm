@@ -129,6 +129,7 @@ sub answers_at_once
 	my $began = Time::HiRes::time();
 	my $answer = $session->send($sql)->answer($at_once_s);
 	my $took_s = Time::HiRes::time() - $began;
+	note(sprintf('%.1f ms', $took_s * 1000));
 	return ok($answer && !$answer->{code}, $name // "at once: $sql")
 	  || diag($answer ? "$answer->{code}: $answer->{message}" : "no answer after $took_s s");
 }
@@ -168,7 +169,9 @@ sub nothing_left
 		poll_until(
 			'nothing left',
 			sub {
-				$left = $admin->value("SELECT concat_ws(' ', active, waiting, lent) FROM weir.stat_admission");
+				$left = join ', of classes ', map { "@$_" } @{
+					$admin->query('SELECT active, waiting, lent FROM weir.stat_admission
+						UNION SELECT sum(active), sum(waiting), sum(lent) FROM weir.stat_class') };
 				$left eq '0 0 0';
 			});
 	};
@@ -248,6 +251,9 @@ sub answered
 	return @{ $self->{answers} } > 0;
 }
 
+# Whether the connection is open, as far as has been read.
+sub connected { return defined $_[0]{socket} }
+
 # Runs $sql; dies on an error. query: its rows; value: the first column of the first.
 sub query
 {
@@ -300,7 +306,7 @@ sub _write
 {
 	my ($self, $bytes) = @_;
 	local $SIG{PIPE} = 'IGNORE';
-	syswrite $self->{socket}, $bytes;
+	syswrite $self->{socket}, $bytes if $self->{socket};
 	return $self;
 }
 
