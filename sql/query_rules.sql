@@ -22,6 +22,12 @@ SELECT weir.block_query(105);
 ROLLBACK;
 SELECT weir.drop_query_rule(105);
 
+-- without identifiers no rule can match
+SET compute_query_id = off;
+SELECT weir.block_query(105);
+RESET compute_query_id;
+SELECT weir.drop_query_rule(105);
+
 -- mistakes
 SELECT weir.limit_query(NULL, 1);
 SELECT weir.limit_query(0, 1);

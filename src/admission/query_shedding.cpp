@@ -59,13 +59,13 @@ void LeaveLatest(const void *query_desc)
     }
 }
 
-// An exception block ends executions without ExecutorEnd. Utility statements are left by their own frames.
+// An exception block ends executions without ExecutorEnd.
 void OnSubtransaction(SubXactEvent event, SubTransactionId, SubTransactionId, void *)
 {
     const int level = GetCurrentTransactionNestLevel();
     for (uint32_t i = places_held; i > 0; i--) {
         HeldPlace &h = held[i - 1];
-        if (h.query_desc == nullptr || h.nest_level < level)
+        if (h.nest_level < level)
             continue;
         if (event == SUBXACT_EVENT_ABORT_SUB)
             Leave(i - 1);
@@ -257,8 +257,16 @@ uint32_t PositionOf(const RuleFile &file, uint64_t query_id)
     return i;
 }
 
+void WarnIfQueriesHaveNoId()
+{
+    if (!IsQueryIdEnabled())
+        ereport(WARNING, (errmsg("compute_query_id is off: no rule can match"),
+                          errhint("Set compute_query_id to auto or on.")));
+}
+
 void MakeRule(const QueryRuleSpec &spec)
 {
+    WarnIfQueriesHaveNoId();
     RuleFile *file = LockAndCopyRules(spec.created_at);
     const uint32_t position = PositionOf(*file, spec.query_id);
     if (position == kMaxQueryRules)
