@@ -342,8 +342,20 @@ uint32_t SweepRules(QueryRulesShared *rules, int64_t now) noexcept
     return swept;
 }
 
-size_t WriteRuleFile(const QueryRuleSpec *specs, uint32_t count, Crc32c crc,
-                     char (&out)[kRuleFileMaxSize]) noexcept
+// Bit by bit: 60 kB at most, when a rule changes.
+uint32_t Crc32c(const char *bytes, size_t size) noexcept
+{
+    constexpr uint32_t kPolynomial = 0x82F63B78; // reflected
+    uint32_t crc = UINT32_MAX;
+    for (size_t i = 0; i < size; i++) {
+        crc ^= static_cast<uint8_t>(bytes[i]);
+        for (int bit = 0; bit < 8; bit++)
+            crc = (crc >> 1) ^ ((crc & 1) != 0 ? kPolynomial : 0);
+    }
+    return ~crc;
+}
+
+size_t WriteRuleFile(const QueryRuleSpec *specs, uint32_t count, char (&out)[kRuleFileMaxSize]) noexcept
 {
     size_t size = 0;
     const auto put = [&](const void *data, size_t length) {
@@ -354,12 +366,12 @@ size_t WriteRuleFile(const QueryRuleSpec *specs, uint32_t count, Crc32c crc,
     put(&kFileVersion, sizeof(kFileVersion));
     put(&count, sizeof(count));
     put(specs, count * sizeof(QueryRuleSpec));
-    const uint32_t sum = crc(out, size);
+    const uint32_t sum = Crc32c(out, size);
     put(&sum, sizeof(sum));
     return size;
 }
 
-const char *ReadRuleFile(const char *bytes, size_t size, Crc32c crc, QueryRuleSpec (&out)[kMaxQueryRules],
+const char *ReadRuleFile(const char *bytes, size_t size, QueryRuleSpec (&out)[kMaxQueryRules],
                          uint32_t *count) noexcept
 {
     uint32_t claimed = 0;
@@ -370,7 +382,7 @@ const char *ReadRuleFile(const char *bytes, size_t size, Crc32c crc, QueryRuleSp
 
     uint32_t sum;
     memcpy(&sum, bytes + size - sizeof(sum), sizeof(sum));
-    if (sum != crc(bytes, size - sizeof(sum)))
+    if (sum != Crc32c(bytes, size - sizeof(sum)))
         return "its checksum does not match";
     memcpy(out, bytes + kRuleFileHeaderSize, claimed * sizeof(QueryRuleSpec));
     for (uint32_t i = 0; i < claimed; i++)

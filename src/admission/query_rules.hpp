@@ -130,18 +130,19 @@ uint32_t SweepRules(QueryRulesShared *rules, int64_t now) noexcept;
 
 // ---- The file ----
 
-using Crc32c = uint32_t (*)(const void *data, size_t size);
-
 constexpr size_t kRuleFileHeaderSize = 16;
 constexpr size_t kRuleFileMaxSize =
     kRuleFileHeaderSize + kMaxQueryRules * sizeof(QueryRuleSpec) + sizeof(uint32_t);
 
+// The checksum of iSCSI (RFC 3720, appendix B.4), as in PostgreSQL's own files. Not the server's function:
+// where it is built for SSE 4.2 alone, version 18's header for it is not C++.
+uint32_t Crc32c(const char *bytes, size_t size) noexcept;
+
 // Returns the size of what it wrote.
-size_t WriteRuleFile(const QueryRuleSpec *specs, uint32_t count, Crc32c crc,
-                     char (&out)[kRuleFileMaxSize]) noexcept;
+size_t WriteRuleFile(const QueryRuleSpec *specs, uint32_t count, char (&out)[kRuleFileMaxSize]) noexcept;
 
 // Null: `out` has the rules, *count of them. Otherwise what is wrong with the file, and *count is 0.
-const char *ReadRuleFile(const char *bytes, size_t size, Crc32c crc, QueryRuleSpec (&out)[kMaxQueryRules],
+const char *ReadRuleFile(const char *bytes, size_t size, QueryRuleSpec (&out)[kMaxQueryRules],
                          uint32_t *count) noexcept;
 
 } // namespace weir

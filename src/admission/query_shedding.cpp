@@ -9,7 +9,6 @@ extern "C" {
 #include "common/pg_prng.h"
 #include "funcapi.h"
 #include "mb/pg_wchar.h"
-#include "port/pg_crc32c.h"
 #include "storage/fd.h"
 #include "storage/ipc.h"
 #include "utils/builtins.h"
@@ -177,15 +176,6 @@ struct RuleFile {
     uint32_t count;
 };
 
-uint32_t FileCrc(const void *data, size_t size)
-{
-    pg_crc32c crc;
-    INIT_CRC32C(crc);
-    COMP_CRC32C(crc, data, size);
-    FIN_CRC32C(crc);
-    return crc;
-}
-
 [[noreturn]] void FailToWrite(int error)
 {
     unlink(kTemporaryFile);
@@ -199,8 +189,8 @@ uint32_t FileCrc(const void *data, size_t size)
 // when only the directory could not be flushed after the rename, a restart may find either.)
 void SaveRules(RuleFile *file)
 {
-    const size_t size = WriteRuleFile(file->specs, file->count, FileCrc,
-                                      reinterpret_cast<char(&)[kRuleFileMaxSize]>(file->bytes));
+    const size_t size =
+        WriteRuleFile(file->specs, file->count, reinterpret_cast<char(&)[kRuleFileMaxSize]>(file->bytes));
     const int fd = OpenTransientFile(kTemporaryFile, O_WRONLY | O_CREAT | O_TRUNC | PG_BINARY);
     if (fd < 0)
         FailToWrite(errno);
@@ -224,7 +214,7 @@ const char *ReadRules(RuleFile *file, bool *found)
     CloseTransientFile(fd);
     if (size < 0)
         return strerror(error);
-    return ReadRuleFile(file->bytes, static_cast<size_t>(size), FileCrc, file->specs, &file->count);
+    return ReadRuleFile(file->bytes, static_cast<size_t>(size), file->specs, &file->count);
 }
 
 void SetAside(const char *trouble)

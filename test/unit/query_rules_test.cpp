@@ -285,19 +285,17 @@ TEST_F(QueryRules, ReadersAgainstAWriter)
 
 // ---- the file
 
-uint32_t SumOf(const void *data, size_t size)
+TEST(QueryRuleFile, ChecksumIsThatOfTheStandard)
 {
-    const auto *bytes = static_cast<const unsigned char *>(data);
-    uint32_t sum = 2166136261u;
-    for (size_t i = 0; i < size; i++)
-        sum = (sum ^ bytes[i]) * 16777619u;
-    return sum;
+    EXPECT_EQ(Crc32c("123456789", 9), 0xE3069283u);
+    EXPECT_EQ(Crc32c(std::string(32, '\0').data(), 32), 0x8A9136AAu); // RFC 3720, B.4
+    EXPECT_EQ(Crc32c("", 0), 0u);
 }
 
 std::string FileOf(const std::vector<QueryRuleSpec> &specs)
 {
     static char bytes[kRuleFileMaxSize];
-    const size_t size = WriteRuleFile(specs.data(), static_cast<uint32_t>(specs.size()), SumOf, bytes);
+    const size_t size = WriteRuleFile(specs.data(), static_cast<uint32_t>(specs.size()), bytes);
     return std::string(bytes, size);
 }
 
@@ -307,10 +305,10 @@ std::string TroubleOf(std::string bytes, bool mend_sum = true)
     static QueryRuleSpec specs[kMaxQueryRules];
     uint32_t count = 99;
     if (mend_sum && bytes.size() >= sizeof(uint32_t)) {
-        const uint32_t sum = SumOf(bytes.data(), bytes.size() - sizeof(sum));
+        const uint32_t sum = Crc32c(bytes.data(), bytes.size() - sizeof(sum));
         memcpy(&bytes[bytes.size() - sizeof(sum)], &sum, sizeof(sum));
     }
-    const char *trouble = ReadRuleFile(bytes.data(), bytes.size(), SumOf, specs, &count);
+    const char *trouble = ReadRuleFile(bytes.data(), bytes.size(), specs, &count);
     EXPECT_TRUE(trouble == nullptr || count == 0);
     return trouble != nullptr ? trouble : "";
 }
@@ -332,7 +330,7 @@ TEST(QueryRuleFile, ReadsWhatItWrote)
         const std::string file = FileOf(specs);
         static QueryRuleSpec read[kMaxQueryRules];
         uint32_t count = 99;
-        ASSERT_EQ(ReadRuleFile(file.data(), file.size(), SumOf, read, &count), nullptr);
+        ASSERT_EQ(ReadRuleFile(file.data(), file.size(), read, &count), nullptr);
         ASSERT_EQ(count, n);
         EXPECT_EQ(memcmp(read, specs.data(), n * sizeof(QueryRuleSpec)), 0);
     }
