@@ -15,6 +15,7 @@
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 pg_major=15
+pg_config=/usr/lib/postgresql/$pg_major/bin/pg_config
 superuser=postgres
 declare -A server_port=()
 next_port=7100
@@ -48,8 +49,8 @@ make_prefix() {
     mkdir -p "$prefix/usr/lib/postgresql" "$prefix/usr/share/postgresql"
     cp -a "/usr/lib/postgresql/$pg_major" "$prefix/usr/lib/postgresql/"
     cp -a "/usr/share/postgresql/$pg_major" "$prefix/usr/share/postgresql/"
-    make -s -j2 -C "$repository" PG_CONFIG="/usr/lib/postgresql/$pg_major/bin/pg_config"
-    make -s -C "$repository" PG_CONFIG="/usr/lib/postgresql/$pg_major/bin/pg_config" install DESTDIR="$prefix"
+    make -s -j2 -C "$repository" PG_CONFIG="$pg_config"
+    make -s -C "$repository" PG_CONFIG="$pg_config" install DESTDIR="$prefix"
     export PATH="$prefix/$bin:$PATH"
 }
 

@@ -4,7 +4,7 @@
 #   cache_directory                     where such things are kept between runs; readable for every user
 #   extract_debs SUITE DIRECTORY NAME...   fetches the packages and extracts them there; a name that the suite does not have
 #                                       is left out with a word
-#   fetch_source SUITE DIRECTORY NAME   the source package, extracted
+#   fetch_source SUITE DIRECTORY NAME VERSION   the source package of that version, else the newest to be had, extracted
 #
 # apt gets sources, lists and caches of its own, so the machine's do not change.
 
@@ -23,6 +23,9 @@ foreign_apt() {
     mkdir -p "$state/lists/partial" "$state/archives/partial" "$state/sources"
     printf '%s\n' "Types: deb deb-src" "URIs: http://deb.debian.org/debian" "Suites: $suite" "Components: main" \
         "Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg" >"$state/sources/$suite.sources"
+    # What a Debian 12 machine runs comes from there, as a rule.
+    [ "$suite" != bookworm ] || sed -e 's,debian$,debian-security,' -e 's,bookworm$,bookworm-security,' \
+        "$state/sources/$suite.sources" >"$state/sources/security.sources"
     : >"$state/status"
     "${apt:-apt-get}" -o Dir::Etc::sourcelist=/dev/null -o Dir::Etc::sourceparts="$state/sources" \
         -o Dir::State="$state" -o Dir::State::lists="$state/lists" -o Dir::State::status="$state/status" \
@@ -51,10 +54,12 @@ extract_debs() {
 }
 
 fetch_source() {
-    local suite=$1 directory=$2 name=$3
+    local suite=$1 directory=$2 name=$3 version
     update_foreign "$suite"
     rm -rf "$directory"
     mkdir -p "$directory"
-    (cd "$directory" && foreign_apt "$suite" -qq source "$name")
+    for version in "$4" $(apt=apt-cache foreign_apt "$suite" showsrc "$name" | awk '/^Version:/ { print $2 }' | sort -rV); do
+        ! (cd "$directory" && foreign_apt "$suite" -qq source --only-source "$name=$version") || break
+    done
     chmod -R a+rX "$directory"
 }
