@@ -84,7 +84,7 @@ uint32_t SessionClass()
     cached = LookUpClass();
     cached_generation = generation;
     session_identity_changed = false;
-    strlcpy(cached_application, application_name != nullptr ? application_name : "", NAMEDATALEN);
+    strncpy(cached_application, application_name != nullptr ? application_name : "", NAMEDATALEN - 1);
     return cached;
 }
 

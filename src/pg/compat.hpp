@@ -98,12 +98,11 @@ inline void *GucExtraAlloc(size_t size)
 template <typename F> bool AnyProcLock(LOCK *lock, F f)
 {
 #if PG_VERSION_NUM >= 160000
-    dlist_iter iter;
-    dlist_foreach(iter, &lock->procLocks)
-    {
-        if (f(dlist_container(PROCLOCK, lockLink, iter.cur)))
+    // dlist_foreach and dlist_container check types in a way that only C can.
+    const dlist_node *end = &lock->procLocks.head;
+    for (dlist_node *at = lock->procLocks.head.next; at != nullptr && at != end; at = at->next)
+        if (f(reinterpret_cast<PROCLOCK *>(reinterpret_cast<char *>(at) - offsetof(PROCLOCK, lockLink))))
             return true;
-    }
     return false;
 #else
     SHM_QUEUE *queue = &lock->procLocks;

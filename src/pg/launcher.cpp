@@ -47,10 +47,10 @@ void ReloadSettings(bool from_file)
 void RegisterLauncher()
 {
     BackgroundWorker worker = {};
-    strlcpy(worker.bgw_name, kName, BGW_MAXLEN);
-    strlcpy(worker.bgw_type, kName, BGW_MAXLEN);
-    strlcpy(worker.bgw_library_name, "pg_weir", sizeof(worker.bgw_library_name));
-    strlcpy(worker.bgw_function_name, "weir_launcher_main", BGW_MAXLEN);
+    snprintf(worker.bgw_name, BGW_MAXLEN, "%s", kName);
+    snprintf(worker.bgw_type, BGW_MAXLEN, "%s", kName);
+    snprintf(worker.bgw_library_name, sizeof(worker.bgw_library_name), "%s", "pg_weir");
+    snprintf(worker.bgw_function_name, BGW_MAXLEN, "%s", "weir_launcher_main");
     // A database connection (to none) makes it visible in pg_stat_activity and reachable for
     // pg_terminate_backend.
     worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;

@@ -22,4 +22,4 @@ extern "C" {
         PG_FUNCTION_INFO_V1(name);                                                                           \
         Datum name(PG_FUNCTION_ARGS);                                                                        \
     }                                                                                                        \
-    _Pragma("GCC visibility pop") Datum name(PG_FUNCTION_ARGS)
+    _Pragma("GCC visibility pop") Datum name([[maybe_unused]] PG_FUNCTION_ARGS)
