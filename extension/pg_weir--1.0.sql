@@ -162,3 +162,65 @@ REVOKE ALL ON FUNCTION weir.stat_admission(), weir.stat_class(), weir.admission_
     FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION weir.stat_admission(), weir.stat_class(), weir.admission_history(), weir.activity() TO pg_monitor;
 GRANT SELECT ON weir.stat_admission, weir.stat_class, weir.admission_history, weir.activity TO pg_monitor;
+
+-- ---- load shedding by query digest --------------------------------------------------------------------------------
+
+CREATE FUNCTION weir.limit_query(
+    queryid bigint,
+    max_active integer,
+    reason text DEFAULT NULL,
+    ttl interval DEFAULT NULL)
+RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'weir_limit_query';
+
+CREATE FUNCTION weir.block_query(
+    queryid bigint,
+    reason text DEFAULT NULL,
+    ttl interval DEFAULT NULL)
+RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'weir_block_query';
+
+CREATE FUNCTION weir.drop_query_rule(queryid bigint) RETURNS boolean
+LANGUAGE C VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'weir_drop_query_rule';
+
+CREATE FUNCTION weir.query_rules(
+    OUT queryid bigint,
+    OUT action text,
+    OUT max_active integer,
+    OUT reason text,
+    OUT created_at timestamptz,
+    OUT expires_at timestamptz,
+    OUT active integer,
+    OUT hits bigint,
+    OUT refused bigint,
+    OUT last_refused_at timestamptz)
+RETURNS SETOF record
+LANGUAGE C VOLATILE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'weir_query_rules';
+
+CREATE VIEW weir.query_rules AS SELECT * FROM weir.query_rules();
+
+COMMENT ON VIEW weir.query_rules IS 'Queries that are limited or blocked on this server, and what came of it: see docs/query-rules.md.';
+COMMENT ON COLUMN weir.query_rules.queryid IS 'the query, as in pg_stat_activity.query_id and pg_stat_statements.queryid';
+COMMENT ON COLUMN weir.query_rules.action IS 'limit or block';
+COMMENT ON COLUMN weir.query_rules.max_active IS 'executions that may run at once; NULL: blocked';
+COMMENT ON COLUMN weir.query_rules.reason IS 'what refused clients are told; NULL: none given';
+COMMENT ON COLUMN weir.query_rules.created_at IS 'when the rule was made, or last replaced';
+COMMENT ON COLUMN weir.query_rules.expires_at IS 'not in force from then on; NULL: until it is dropped';
+COMMENT ON COLUMN weir.query_rules.active IS 'executions now running that the limit let in; those that began before the rule are not counted';
+COMMENT ON COLUMN weir.query_rules.hits IS 'executions judged since the rule was made or the server started';
+COMMENT ON COLUMN weir.query_rules.refused IS 'of these: refused (SQLSTATE 53300); in observe mode, would have been';
+COMMENT ON COLUMN weir.query_rules.last_refused_at IS 'when that last happened; NULL: never';
+
+COMMENT ON FUNCTION weir.limit_query(bigint, integer, text, interval) IS 'Lets at most max_active executions of the query run at once on this server, from now on and for ttl; refuses more with SQLSTATE 53300. Replaces the query''s rule if it has one. Not undone by ROLLBACK; survives a restart. Superusers, unless granted.';
+COMMENT ON FUNCTION weir.block_query(bigint, text, interval) IS 'Refuses every execution of the query on this server with SQLSTATE 53300, from now on and for ttl. Replaces the query''s rule if it has one. Not undone by ROLLBACK; survives a restart. Superusers, unless granted.';
+COMMENT ON FUNCTION weir.drop_query_rule(bigint) IS 'Drops the query''s rule; false: it had none. Not undone by ROLLBACK. Superusers, unless granted.';
+COMMENT ON FUNCTION weir.query_rules() IS 'What the view weir.query_rules shows.';
+
+REVOKE ALL ON FUNCTION weir.limit_query(bigint, integer, text, interval), weir.block_query(bigint, text, interval),
+    weir.drop_query_rule(bigint), weir.query_rules() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION weir.query_rules() TO pg_monitor;
+GRANT SELECT ON weir.query_rules TO pg_monitor;
