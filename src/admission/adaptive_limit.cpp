@@ -1,5 +1,7 @@
 #include "admission/adaptive_limit.hpp"
 
+#include <cmath>
+
 #include "pure_only.hpp"
 
 namespace weir
@@ -107,7 +109,7 @@ uint32_t AdaptiveUpdate(AdaptiveState *state, const AdaptiveBounds &bounds,
         next = Drift(state->exact, sample.active, sample.interval_s, bounds);
     const double bounded = Clamp(next, bounds.min, bounds.max);
     state->exact = bounded;
-    state->limit = static_cast<uint32_t>(bounded + 0.5);
+    state->limit = static_cast<uint32_t>(std::lround(bounded));
     state->reason = binding && bounded != next ? AdaptiveReason::kBounds : reason;
     return state->limit;
 }

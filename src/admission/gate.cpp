@@ -1,6 +1,5 @@
 #include "admission/gate.hpp"
 
-#include <cstring>
 #include <new>
 
 #include "pure_only.hpp"
@@ -21,19 +20,45 @@ uint64_t SequenceOf(uint64_t word) noexcept
     return word >> 8;
 }
 
+// Settings that others read without the lock while the launcher writes them. C++17 has no atomic_ref.
+template <typename T> T LoadRelaxed(const T &from) noexcept
+{
+    return __atomic_load_n(&from, __ATOMIC_RELAXED);
+}
+
+template <typename T> void StoreRelaxed(T *to, T value) noexcept
+{
+    __atomic_store_n(to, value, __ATOMIC_RELAXED);
+}
+
+// Its last byte is never anything but NUL, so that a reader who comes in the middle finds an end.
 void CopyName(char *to, const char *from) noexcept
 {
-    std::strncpy(to, from, kClassNameSize - 1);
-    to[kClassNameSize - 1] = '\0';
+    bool ended = false;
+    for (size_t i = 0; i < kClassNameSize - 1; i++) {
+        ended = ended || from[i] == '\0';
+        StoreRelaxed(&to[i], ended ? '\0' : from[i]);
+    }
+}
+
+bool SameName(const char *shared_name, const char *name) noexcept
+{
+    for (size_t i = 0; i < kClassNameSize; i++) {
+        const char c = LoadRelaxed(shared_name[i]);
+        if (c != name[i])
+            return false;
+        if (c == '\0')
+            return true;
+    }
+    return true;
 }
 
 void ApplySpec(GateClass *c, const ClassSpec &spec) noexcept
 {
-    CopyName(c->name, spec.name);
-    c->weight = spec.weight;
-    c->reserved = spec.reserved;
-    c->max_active = spec.max_active;
-    c->queue_size = spec.queue_size;
+    StoreRelaxed(&c->weight, spec.weight);
+    StoreRelaxed(&c->reserved, spec.reserved);
+    StoreRelaxed(&c->max_active, spec.max_active);
+    StoreRelaxed(&c->queue_size, spec.queue_size);
     c->queue_timeout_ms.store(spec.queue_timeout_set ? static_cast<int32_t>(spec.queue_timeout_ms) : -1,
                               std::memory_order_relaxed);
 }
@@ -41,17 +66,23 @@ void ApplySpec(GateClass *c, const ClassSpec &spec) noexcept
 // What a class without settings is like: the default class, and one that was removed while in use.
 void ApplyDefaults(GateClass *c) noexcept
 {
-    c->weight = 1;
-    c->reserved = 0;
-    c->max_active = 0;
-    c->queue_size = 0;
+    StoreRelaxed(&c->weight, 1u);
+    StoreRelaxed(&c->reserved, 0u);
+    StoreRelaxed(&c->max_active, 0u);
+    StoreRelaxed(&c->queue_size, 0u);
     c->queue_timeout_ms.store(-1, std::memory_order_relaxed);
 }
 
-uint32_t InPool(const GateClass &c) noexcept
+void ForgetStatistics(GateClass *c) noexcept
 {
-    const uint32_t active = Gate::ClassActive(c);
-    return active > c.reserved ? active - c.reserved : 0;
+    c->admitted_base.store(Gate::ClassAdmitted(*c), std::memory_order_relaxed);
+    c->queued.store(0, std::memory_order_relaxed);
+    c->bypassed.store(0, std::memory_order_relaxed);
+    c->over.store(0, std::memory_order_relaxed);
+    c->lendings.store(0, std::memory_order_relaxed);
+    for (std::atomic<uint64_t> &departure : c->departures)
+        departure.store(0, std::memory_order_relaxed);
+    c->waits.Reset();
 }
 
 bool UnderReserve(const GateClass &c) noexcept
@@ -118,7 +149,8 @@ bool Gate::TryAcquire(uint32_t id, uint32_t class_id, int64_t now_us) noexcept
 bool Gate::AcquireUncontrolled(uint32_t id, uint32_t class_id, int64_t now_us) noexcept
 {
     const GateClass &c = group(class_id);
-    const bool class_full = c.max_active != 0 && ClassActive(c) >= c.max_active;
+    const uint32_t max_active = LoadRelaxed(c.max_active);
+    const bool class_full = max_active != 0 && ClassActive(c) >= max_active;
     const uint64_t before = shared_->load.fetch_add(1, std::memory_order_seq_cst);
     Hold(id, class_id, now_us);
     return class_full || ActiveOf(before) >= shared_->limit.load(std::memory_order_relaxed);
@@ -145,8 +177,9 @@ bool Gate::Reclaim(uint32_t id) noexcept
     uint64_t word = t.word.load(std::memory_order_relaxed);
     if (StateOf(word) != TicketState::kLent)
         return false;
-    shared_->load.fetch_add(1, std::memory_order_seq_cst);
+    // In this order, or NextClass() would take the slot for one of the pool's in between.
     group(t.class_id.load(std::memory_order_relaxed)).flow.fetch_add(1, std::memory_order_relaxed);
+    shared_->load.fetch_add(1, std::memory_order_seq_cst);
     t.stalled.store(0, std::memory_order_relaxed);
     t.word.store(Word(SequenceOf(word), TicketState::kHeld), std::memory_order_release);
     return true;
@@ -178,8 +211,7 @@ Admission Gate::Enqueue(uint32_t id, uint32_t class_id, int64_t now_us, WakeList
     GateClass &c = group(class_id);
     const uint32_t waiting = c.waiting.load(std::memory_order_relaxed);
     const uint32_t size = shared_->queue_size.load(std::memory_order_relaxed);
-    if ((c.queue_size != 0 && waiting >= c.queue_size) || (size != 0 && Waiting() >= size))
-        return Admission::kFull;
+    const bool full = (c.queue_size != 0 && waiting >= c.queue_size) || (size != 0 && Waiting() >= size);
 
     Ticket &t = tickets_[id];
     t.class_id.store(class_id, std::memory_order_relaxed);
@@ -201,6 +233,11 @@ Admission Gate::Enqueue(uint32_t id, uint32_t class_id, int64_t now_us, WakeList
     Dispatch(wake);
     if (State(id) == TicketState::kHeld)
         return Admission::kGranted;
+    // Only now: others that wait for their class's slots must not turn away one that need not wait.
+    if (full) {
+        Leave(id);
+        return Admission::kFull;
+    }
     c.queued.fetch_add(1, std::memory_order_relaxed);
     return Admission::kQueued;
 }
@@ -259,15 +296,25 @@ bool Gate::GrantOver(uint32_t id) noexcept
 
 // The pool is what the reserves leave of the limit, and never less than one slot: a class without a reserve
 // must not starve. A class under its reserve has room whatever the others do.
+//
+// The fast path enters `load` first and its class's count a moment later; what lies in between counts as
+// pooled. `load` is read first, so what left it since is not missed: whoever leaves it after this sees the
+// waiter and dispatches.
 uint32_t Gate::NextClass() const noexcept
 {
     const bool enforcing = shared_->enforcing.load(std::memory_order_relaxed) != 0;
+    const uint32_t active = ActiveOf(shared_->load.load(std::memory_order_seq_cst));
+    uint32_t counted = 0;
     uint32_t pooled = 0;
     uint32_t reserved = 0;
     for (const GateClass &c : shared_->classes) {
-        pooled += InPool(c);
+        const uint32_t class_active = ClassActive(c);
+        counted += class_active;
+        pooled += class_active > c.reserved ? class_active - c.reserved : 0;
         reserved += c.reserved;
     }
+    if (active > counted)
+        pooled += active - counted;
     const uint32_t limit = shared_->limit.load(std::memory_order_relaxed);
     const uint32_t pool = limit > reserved ? limit - reserved : 1;
 
@@ -290,6 +337,19 @@ uint32_t Gate::NextClass() const noexcept
     return best;
 }
 
+// A reserved slot is outside the shares: charged for it, the class would run ahead of the others' time
+// without end. A class that its own limit held back was behind time, and does not catch up: that would be
+// saved-up credit. So virtual time never goes back.
+void Gate::Charge(GateClass *c) noexcept
+{
+    if (UnderReserve(*c))
+        return;
+    if (c->pass < shared_->virtual_time)
+        c->pass = shared_->virtual_time;
+    shared_->virtual_time = c->pass;
+    c->pass += kStride / c->weight;
+}
+
 void Gate::Dispatch(WakeList *wake) noexcept
 {
     while (!wake->Full()) {
@@ -297,8 +357,7 @@ void Gate::Dispatch(WakeList *wake) noexcept
         if (class_id == kMaxClasses)
             return;
         GateClass &c = group(class_id);
-        shared_->virtual_time = c.pass;
-        c.pass += kStride / c.weight;
+        Charge(&c);
         const uint32_t id = c.head;
         Grant(id);
         wake->tickets[wake->count++] = id;
@@ -320,7 +379,7 @@ uint32_t Gate::FindClass(const char *name) const noexcept
 {
     for (uint32_t i = 0; i < kMaxClasses; i++) {
         const GateClass &c = shared_->classes[i];
-        if (c.in_use.load(std::memory_order_acquire) != 0 && std::strncmp(c.name, name, kClassNameSize) == 0)
+        if (c.in_use.load(std::memory_order_acquire) != 0 && SameName(c.name, name))
             return i;
     }
     return kMaxClasses;
@@ -331,12 +390,20 @@ bool Gate::ClassIdle(const GateClass &c) const noexcept
     return c.head == kNoTicket && ClassActive(c) == 0;
 }
 
-uint32_t Gate::FreeClassEntry() const noexcept
+// For a class that is not in use: its old entry, where its last transactions may still be, or an idle one.
+uint32_t Gate::TakeClassEntry(const char *name) noexcept
 {
     for (uint32_t i = kDefaultClass + 1; i < kMaxClasses; i++) {
-        const GateClass &c = shared_->classes[i];
-        if (c.in_use.load(std::memory_order_relaxed) == 0 && ClassIdle(c))
+        if (group(i).in_use.load(std::memory_order_relaxed) == 0 && SameName(group(i).name, name))
             return i;
+    }
+    for (uint32_t i = kDefaultClass + 1; i < kMaxClasses; i++) {
+        GateClass &c = group(i);
+        if (c.in_use.load(std::memory_order_relaxed) != 0 || !ClassIdle(c))
+            continue;
+        CopyName(c.name, name);
+        ForgetStatistics(&c);
+        return i;
     }
     return kMaxClasses;
 }
@@ -365,7 +432,7 @@ uint32_t Gate::Configure(const ClassSpecs &specs) noexcept
         const ClassSpec &spec = specs.specs[i];
         uint32_t at = FindClass(spec.name);
         if (at == kMaxClasses) {
-            at = FreeClassEntry();
+            at = TakeClassEntry(spec.name);
             if (at == kMaxClasses) {
                 left_out++;
                 continue;
@@ -387,16 +454,8 @@ int32_t Gate::QueueTimeoutMs(uint32_t class_id) const noexcept
 
 void Gate::ResetStatistics() noexcept
 {
-    for (GateClass &c : shared_->classes) {
-        c.admitted_base.store(ClassAdmitted(c), std::memory_order_relaxed);
-        c.queued.store(0, std::memory_order_relaxed);
-        c.bypassed.store(0, std::memory_order_relaxed);
-        c.over.store(0, std::memory_order_relaxed);
-        c.lendings.store(0, std::memory_order_relaxed);
-        for (std::atomic<uint64_t> &departure : c.departures)
-            departure.store(0, std::memory_order_relaxed);
-        c.waits.Reset();
-    }
+    for (GateClass &c : shared_->classes)
+        ForgetStatistics(&c);
 }
 
 } // namespace weir

@@ -18,8 +18,9 @@
 //
 // Why it is fair. Within a class the queue is first in, first out. Between classes Dispatch() is stride
 // scheduling (Waldspurger & Weihl, MIT/LCS/TM-528, 1995): every grant moves its class's `pass` on by kStride
-// / weight, and the smallest `pass` is next. A class that comes back from idle starts at the current virtual
-// time, so it cannot save up credit. Nobody overtakes: the fast path is closed while anybody waits.
+// / weight, and the smallest `pass` is next. A class that comes back from idle, or from being held back by its
+// own limit, goes on at the current virtual time, so it cannot save up credit. Grants from a class's reserve
+// are not charged. Nobody overtakes: the fast path is closed while anybody waits.
 //
 // Death. A backend that exits releases its ticket in before_shmem_exit. One that is killed takes the whole
 // shared memory with it: the postmaster restarts and Init() starts from nothing. So no state here needs
@@ -86,7 +87,7 @@ struct alignas(128) GateClass {
     // Low 24 bits: slots held. High 40 bits: transactions admitted, ever. One add does both.
     std::atomic<uint64_t> flow;
 
-    // Settings. Written by the launcher under the lock; the atomics are also read without it.
+    // Settings. Written by the launcher under the lock, atomically: they are also read without it.
     char name[kClassNameSize];
     std::atomic<uint32_t> in_use;
     uint32_t weight;
@@ -179,7 +180,8 @@ class Gate
     // ---- Under the lock
     // ----------------------------------------------------------------------------------------
 
-    // Joins the queue of its class and dispatches. kGranted when its turn came at once.
+    // Joins the queue of its class and dispatches. kGranted when its turn came at once, even if the queue is
+    // full.
     Admission Enqueue(uint32_t id, uint32_t class_id, int64_t now_us, WakeList *wake) noexcept;
 
     // Leaves the queue. False: it is not in it, because the slot was granted in the meantime (the caller
@@ -250,7 +252,8 @@ class Gate
     void Unlink(uint32_t id) noexcept;
     uint32_t NextClass() const noexcept;
     void Grant(uint32_t id) noexcept;
-    uint32_t FreeClassEntry() const noexcept;
+    void Charge(GateClass *c) noexcept;
+    uint32_t TakeClassEntry(const char *name) noexcept;
     bool ClassIdle(const GateClass &c) const noexcept;
 
     GateShared *shared_ = nullptr;

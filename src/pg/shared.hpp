@@ -21,7 +21,7 @@ struct Supervision {
     std::atomic<uint32_t> ticket;   // the launcher's PGPROC number + 1; 0: no launcher runs
     std::atomic<uint32_t> napping;  // it sleeps long: wake it when the first waiter comes
     std::atomic<int64_t> last_tick; // TimestampTz
-    std::atomic<uint32_t> missed;    // a waiter found it gone, and logged that; the next launcher clears it
+    std::atomic<uint32_t> missed;   // a waiter found it gone, and logged that; the next launcher clears it
     std::atomic<uint64_t> suspensions;
     std::atomic<uint32_t>
         suspended;          // slots lent because every one was stalled, while more than half of them are

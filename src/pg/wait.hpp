@@ -17,7 +17,7 @@ Woken WaitForLatchOrClient(long timeout_ms, uint32 wait_event);
 // The wait event of a transaction that queues: WeirTransactionQueue, in 15 and 16 plain Extension.
 uint32 TransactionQueueWaitEvent();
 
-// What CHECK_FOR_INTERRUPTS() is about to throw, if anything.
+// What CHECK_FOR_INTERRUPTS() is about to raise, if anything.
 enum class Interrupt { kNone, kCancel, kStatementTimeout, kTerminate };
 
 Interrupt PendingInterrupt();

@@ -1,5 +1,7 @@
 #include "stats/histogram.hpp"
 
+#include <cmath>
+
 #include "pure_only.hpp"
 
 namespace weir
@@ -118,7 +120,7 @@ uint64_t HistogramSnapshot::Percentile(double fraction) const noexcept
         const double within = (static_cast<double>(rank - before) - 0.5) / static_cast<double>(buckets[i]);
         const uint64_t low = BucketLowUs(i);
         const uint64_t width = BucketHighUs(i) - low;
-        const uint64_t us = low + static_cast<uint64_t>(within * static_cast<double>(width) + 0.5);
+        const uint64_t us = low + static_cast<uint64_t>(std::llround(within * static_cast<double>(width)));
         return us < max_us ? us : max_us;
     }
     return max_us;

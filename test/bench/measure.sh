@@ -25,7 +25,7 @@ stamp_lines() {
 # 500 sockets looks at all of them for each answer, while the transaction that it has to go on with holds its locks; and its
 # PQprepare blocks the whole thread, so that -M prepared through PgBouncer waits for a connection that it holds itself.
 start_pgbench() {
-    local run=$1 clients=$2 duration=$(($3 + 1 + $2 / 200)) threads=${THREADS:-$2} log_prefix=()
+    local run=$1 clients=$2 duration=$(($3 + 1 + $2 / 400)) threads=${THREADS:-$2} log_prefix=()
     shift 3
     [ "$threads" -le "$clients" ] || threads=$clients
     mkdir -p "$run"
