@@ -6,6 +6,7 @@ package PgWeir;
 use strict;
 use warnings;
 
+use Carp ();
 use Exporter 'import';
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
@@ -94,7 +95,11 @@ sub poll_until
 	my $began = Time::HiRes::time();
 	until ($condition->())
 	{
-		die "timed out: $what" if Time::HiRes::time() - $began > $deadline_s;
+		if (Time::HiRes::time() - $began > $deadline_s)
+		{
+			diag(Carp::longmess("timed out: $what"));
+			die "timed out: $what";
+		}
 		Time::HiRes::usleep(5_000);
 	}
 	return Time::HiRes::time() - $began;
