@@ -18,9 +18,9 @@
 //
 // Why it is fair. Within a class the queue is first in, first out. Between classes Dispatch() is stride
 // scheduling (Waldspurger & Weihl, MIT/LCS/TM-528, 1995): every grant moves its class's `pass` on by kStride
-// / weight, and the smallest `pass` is next. A class that comes back from idle, or from being held back by its
-// own limit, goes on at the current virtual time, so it cannot save up credit. Grants from a class's reserve
-// are not charged. Nobody overtakes: the fast path is closed while anybody waits.
+// / weight, and the smallest `pass` is next. A class that comes back from idle, or from being held back by
+// its own limit, goes on at the current virtual time, so it cannot save up credit. Grants from a class's
+// reserve are not charged. Nobody overtakes: the fast path is closed while anybody waits.
 //
 // Death. A backend that exits releases its ticket in before_shmem_exit. One that is killed takes the whole
 // shared memory with it: the postmaster restarts and Init() starts from nothing. So no state here needs
