@@ -200,8 +200,12 @@ WEIR_SQL_FUNCTION(weir_stat_admission)
 {
     RequireShared();
     auto *totals = static_cast<ClassTotals *>(palloc0(sizeof(ClassTotals)));
-    for (uint32_t i = 0; i < kMaxClasses; i++)
-        AddTotals(totals, gate.group(i));
+    for (uint32_t i = 0; i < kMaxClasses; i++) {
+        const GateClass &c = gate.group(i);
+        // Most entries were never used; a histogram is long.
+        if (c.in_use.load(std::memory_order_acquire) != 0 || Gate::ClassAdmitted(c) != 0)
+            AddTotals(totals, c);
+    }
     const uint32_t limit = gate.shared().limit.load();
     const bool adaptive = shared->supervision.adapting;
     Row row;
