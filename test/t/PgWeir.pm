@@ -16,6 +16,9 @@ use Time::HiRes ();
 our @EXPORT = qw(gated_node admin_of app_of reconfigure admission poll_until wait_for_waiting waits_long_enough
   answers_at_once waits_for_slot is_refused nothing_left);
 
+# PostgreSQL::Test::Utils sends what a test dies of to its log file alone.
+$SIG{__DIE__} = sub { diag(Carp::longmess($_[0])) if defined $^S && !$^S };
+
 # Seconds after which something that must happen is taken not to happen.
 our $deadline_s = 30;
 
@@ -95,11 +98,7 @@ sub poll_until
 	my $began = Time::HiRes::time();
 	until ($condition->())
 	{
-		if (Time::HiRes::time() - $began > $deadline_s)
-		{
-			diag(Carp::longmess("timed out: $what"));
-			die "timed out: $what";
-		}
+		die "timed out: $what" if Time::HiRes::time() - $began > $deadline_s;
 		Time::HiRes::usleep(5_000);
 	}
 	return Time::HiRes::time() - $began;
