@@ -47,7 +47,7 @@ struct AdaptiveSample {
     double running;      // of these: no wait event (on a processor or ready to be)
     double lock_waiting; // of these: waiting for a heavyweight lock (row, transaction, tuple, …)
     double contended;    // of these: waiting for a latch or a buffer pin
-    double waiting;      // queue length
+    double waiting;      // queue length, without those whom their class's own limit holds back
     uint64_t finished;   // transactions finished in the interval
     double cpu_idle;     // idle share of all cores, 0..1; negative: not known
 };

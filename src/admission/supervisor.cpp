@@ -40,6 +40,7 @@ struct Means {
     double lock_waiting;
     double contended;
     double waiting;
+    double held_back; // of these: by the limit, not by their class's own
 };
 
 // One look at everybody who holds a slot.
@@ -311,6 +312,18 @@ double WaitingNow(const Census &census)
     return census.held - limit;
 }
 
+// A class at its own limit gains nothing by a higher one: its waiters do not say that the limit binds.
+double HeldBackNow(const Census &census)
+{
+    double held_back = WaitingNow(census);
+    for (uint32_t i = 0; i < kMaxClasses; i++) {
+        const GateClass &c = gate.group(i);
+        if (c.max_active != 0 && census.class_held[i] >= c.max_active)
+            held_back -= c.waiting.load(std::memory_order_relaxed);
+    }
+    return held_back > 0 ? held_back : 0;
+}
+
 void Accumulate(Means *means, const Census &census)
 {
     means->samples++;
@@ -319,13 +332,14 @@ void Accumulate(Means *means, const Census &census)
     means->lock_waiting += census.lock_waiting;
     means->contended += census.contended;
     means->waiting += WaitingNow(census);
+    means->held_back += HeldBackNow(census);
 }
 
 Means Averaged(const Means &sums)
 {
     const double n = sums.samples > 0 ? sums.samples : 1;
-    return {sums.samples,          sums.active / n,    sums.running / n,
-            sums.lock_waiting / n, sums.contended / n, sums.waiting / n};
+    return {sums.samples,       sums.active / n,  sums.running / n,  sums.lock_waiting / n,
+            sums.contended / n, sums.waiting / n, sums.held_back / n};
 }
 
 void Adapt(Supervisor *s, int64_t now)
@@ -340,7 +354,7 @@ void Adapt(Supervisor *s, int64_t now)
     sample.running = means.running;
     sample.lock_waiting = means.lock_waiting;
     sample.contended = means.contended;
-    sample.waiting = means.waiting;
+    sample.waiting = means.held_back;
     sample.finished = admitted - s->control_admitted;
     sample.cpu_idle = CpuIdleShare();
     s->control = Means();
