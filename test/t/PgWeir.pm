@@ -22,7 +22,7 @@ $SIG{__DIE__} = sub { diag(Carp::longmess($_[0])) if defined $^S && !$^S };
 # Seconds after which something that must happen is taken not to happen.
 our $deadline_s = 30;
 
-# "At once", in seconds: far below any timeout in these tests, far above a slow machine's hiccups.
+# "At once", in seconds: below the longest nap of a waiter that nobody wakes (5 s), far above a slow machine's hiccups.
 our $at_once_s = 2;
 
 # Starts a server with pg_weir in enforce mode, the extension, and the ordinary role "app" (superusers bypass the
@@ -138,7 +138,7 @@ sub answers_at_once
 	  || diag($answer ? "$answer->{code}: $answer->{message}" : "no answer after $took_s s");
 }
 
-# A test: what $session has been sent waits for a slot until $release is called, and then ends without an error.
+# A test: what $session has been sent waits for a slot until $release is called, and then ends at once, without an error.
 sub waits_for_slot
 {
 	my ($admin, $session, $name, $release) = @_;
@@ -148,7 +148,7 @@ sub waits_for_slot
 		!$session->answered;
 	};
 	$release->();
-	my $answer = $session->answer;
+	my $answer = $session->answer($at_once_s);
 	return ok($waits && $answer && !$answer->{code}, "waits: $name")
 	  || diag($waits ? 'it waited' : 'it did not wait', $answer ? "; $answer->{code} $answer->{message}" : '; no answer');
 }
