@@ -2,6 +2,9 @@
 
 -- The gate depends on settings alone: dropping this extension takes the views away, not the protection.
 
+-- Made here, not by the control file: so the schema is the extension's, and DROP EXTENSION leaves nothing.
+CREATE SCHEMA weir;
+COMMENT ON SCHEMA weir IS 'pg_weir: admission control inside the server';
 GRANT USAGE ON SCHEMA weir TO PUBLIC;
 
 -- ---- admission --------------------------------------------------------------------------------------------------

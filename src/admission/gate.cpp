@@ -116,8 +116,7 @@ void Gate::Attach(GateShared *shared, Ticket *tickets, uint32_t count) noexcept
     ticket_count_ = count;
 }
 
-// ---- the fast path
-// ---------------------------------------------------------------------------------------------
+// ---- the fast path ------------------------------------------------------------------------------
 
 void Gate::Hold(uint32_t id, uint32_t class_id, int64_t now_us) noexcept
 {
@@ -203,8 +202,7 @@ bool Gate::Lend(uint32_t id, uint64_t word, bool stalled) noexcept
     return true;
 }
 
-// ---- the queue, under the lock
-// ---------------------------------------------------------------------------------
+// ---- the queue, under the lock ------------------------------------------------------------------
 
 Admission Gate::Enqueue(uint32_t id, uint32_t class_id, int64_t now_us, WakeList *wake) noexcept
 {
@@ -372,8 +370,7 @@ void Gate::PositionsOf(uint32_t class_id, uint32_t *positions) const noexcept
         positions[at] = position++;
 }
 
-// ---- classes
-// ---------------------------------------------------------------------------------------------------
+// ---- classes ------------------------------------------------------------------------------------
 
 uint32_t Gate::FindClass(const char *name) const noexcept
 {

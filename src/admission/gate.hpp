@@ -153,8 +153,7 @@ class Gate
     void Init(GateShared *shared, Ticket *tickets, uint32_t count) noexcept;
     void Attach(GateShared *shared, Ticket *tickets, uint32_t count) noexcept;
 
-    // ---- Owner of ticket `id`, without the lock
-    // -----------------------------------------------------------------
+    // ---- Owner of ticket `id`, without the lock -------------------------------------------------
 
     // True: a slot was free, nobody waited, no class is shaped. `now_us` is what weir.activity will show.
     bool TryAcquire(uint32_t id, uint32_t class_id, int64_t now_us) noexcept;
@@ -162,12 +161,12 @@ class Gate
     // Observe mode: takes a slot whatever the limit says. True if the transaction would have waited.
     bool AcquireUncontrolled(uint32_t id, uint32_t class_id, int64_t now_us) noexcept;
 
-    // Gives the slot back, from kHeld or kLent. True: somebody waits, call Dispatch() under the lock.
-    // Does nothing and returns false when kFree; kWaiting must Leave() first.
+    // Gives the slot back, from kHeld or kLent. True: somebody waits, call Dispatch() under the lock. Does
+    // nothing and returns false when kFree; kWaiting must Leave() first.
     bool Release(uint32_t id) noexcept;
 
-    // The owner of a lent slot speaks again: it has its slot back at once, over the limit if need be.
-    // Returns whether it was lent.
+    // The owner of a lent slot speaks again: it has its slot back at once, over the limit if need be. Returns
+    // whether it was lent.
     bool Reclaim(uint32_t id) noexcept;
 
     // The owner begins a statement.
@@ -177,8 +176,7 @@ class Gate
         beats.store(beats.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
     }
 
-    // ---- Under the lock
-    // ----------------------------------------------------------------------------------------
+    // ---- Under the lock -------------------------------------------------------------------------
 
     // Joins the queue of its class and dispatches. kGranted when its turn came at once, even if the queue is
     // full.
@@ -202,15 +200,13 @@ class Gate
     // Writes each waiter's place in the queue of the class, 0 for the first, to positions[its ticket].
     void PositionsOf(uint32_t class_id, uint32_t *positions) const noexcept;
 
-    // ---- The supervisor, without the lock
-    // ------------------------------------------------------------------------
+    // ---- The supervisor, without the lock -------------------------------------------------------
 
     // Lends the slot of the acquisition that `word` was read from. True: call Dispatch() under the lock if
     // any waits.
     bool Lend(uint32_t id, uint64_t word, bool stalled) noexcept;
 
-    // ---- Anybody
-    // ------------------------------------------------------------------------------------------------
+    // ---- Anybody --------------------------------------------------------------------------------
 
     uint32_t Active() const noexcept { return ActiveOf(shared_->load.load(std::memory_order_relaxed)); }
     uint32_t Waiting() const noexcept { return WaitingOf(shared_->load.load(std::memory_order_seq_cst)); }

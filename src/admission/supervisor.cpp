@@ -87,11 +87,18 @@ uint64_t TotalAdmitted()
     return total;
 }
 
+// On a processor or ready to be; also one that was granted its slot and has not been scheduled yet to take
+// note of it.
+bool IsReady(uint32 wait_event)
+{
+    return wait_event == 0 || wait_event == TransactionQueueWaitEvent();
+}
+
 // Only what the transaction does itself, or could not do faster with fewer companions, counts as work.
 bool IsWork(uint32 wait_event)
 {
     const uint32 wait_class = wait_event & kWaitClassMask;
-    return wait_event == 0 || wait_class == PG_WAIT_IO || wait_class == PG_WAIT_LWLOCK;
+    return IsReady(wait_event) || wait_class == PG_WAIT_IO || wait_class == PG_WAIT_LWLOCK;
 }
 
 void Observe(Watch *watch, const Ticket &t, uint64_t word, uint32 wait_event, int64_t now)
@@ -149,8 +156,7 @@ Census TakeCensus(Supervisor *s, int64_t now)
         const uint32 wait_class = wait_event & kWaitClassMask;
         census.held++;
         census.class_held[class_id]++;
-        // Granted, and not yet on a processor to take note of it: as ready to run as the others.
-        census.running += wait_event == 0 || wait_event == TransactionQueueWaitEvent();
+        census.running += IsReady(wait_event);
         census.lock_waiting += wait_class == PG_WAIT_LOCK;
         census.contended += wait_class == PG_WAIT_LWLOCK || wait_class == kWaitBufferPin;
         if (IsStalled(*watch, now)) {
@@ -161,8 +167,7 @@ Census TakeCensus(Supervisor *s, int64_t now)
     return census;
 }
 
-// ---- the hidden deadlock
-// ---------------------------------------------------------------------------------------
+// ---- the hidden deadlock ------------------------------------------------------------------------
 
 bool IsBlockedLong(const PGPROC *proc, int64_t now)
 {
@@ -229,8 +234,7 @@ void RescueBlockers(int64_t now)
     WakeAll(blockers);
 }
 
-// ---- suspension
-// ------------------------------------------------------------------------------------------------
+// ---- suspension ---------------------------------------------------------------------------------
 
 // Lends the stalled slots of a class, or of all (kMaxClasses). Its transactions go on when they can,
 // uncounted until their next statement. The others get as many slots as are lent, not an open gate: a
@@ -299,8 +303,7 @@ void CheckStalls(Supervisor *s, const Census &census, int64_t now)
     }
 }
 
-// ---- limit and history
-// -----------------------------------------------------------------------------------------
+// ---- limit and history --------------------------------------------------------------------------
 
 // In observe mode nobody waits; who is over the limit would.
 double WaitingNow(const Census &census)

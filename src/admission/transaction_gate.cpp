@@ -120,8 +120,7 @@ void OnResourceRelease(ResourceReleasePhase phase, bool, bool is_top_level, void
         DropTicket();
 }
 
-// ---- who is judged
-// ---------------------------------------------------------------------------------------------
+// ---- who is judged ------------------------------------------------------------------------------
 
 bool IsClientBackend()
 {
@@ -175,8 +174,7 @@ void CountBypass(uint32_t class_id)
     gate.group(class_id).bypassed.fetch_add(1, std::memory_order_relaxed);
 }
 
-// ---- waiting
-// ---------------------------------------------------------------------------------------------------
+// ---- waiting ------------------------------------------------------------------------------------
 
 // Nobody minds the queue: neither lending nor the hidden deadlock would be seen. Then the limit must not
 // bind.
@@ -206,8 +204,7 @@ void CallSupervisor()
         WakeTicket(ticket - 1);
 }
 
-// Leaves the queue if the session is about to be cancelled or ended, and lets that happen. True: it was, in
-// vain, so the slot is held or the place in the queue is lost.
+// Leaves the queue if the session is about to be cancelled or ended, and lets that happen.
 void HandleInterrupts()
 {
     static constexpr Departure departures[] = {Departure::kCount, Departure::kCancelled,
@@ -229,7 +226,8 @@ long RemainingMs(uint32_t class_id, int64_t waited_us)
     return left_us <= 0 ? 0 : static_cast<long>((left_us + 999) / 1000);
 }
 
-// Returns with the slot held, or not at all.
+// Returns with the slot held; or, in a case that is not known to happen, without it and out of the queue; or
+// not at all.
 void WaitForSlot(uint32_t class_id, int64_t began)
 {
     for (;;) {
@@ -248,15 +246,16 @@ void WaitForSlot(uint32_t class_id, int64_t began)
             break;
         }
         HandleInterrupts();
+        // An interrupt that took us out of the queue, and was counted, and then did nothing: run, rather than
+        // queue anew.
         if (gate.State(my_ticket) == TicketState::kFree)
-            break; // an interrupt that took us out of the queue and then did nothing: run, rather than queue
-                   // anew
+            return;
         const long nap = remaining < 0 || remaining > kLongestNapMs ? kLongestNapMs : remaining;
         if (WaitForLatchOrClient(nap, TransactionQueueWaitEvent()) == Woken::kClientGone &&
             LeaveQueue(Departure::kClientGone))
             EndForLostClient();
     }
-    holding = gate.State(my_ticket) != TicketState::kFree;
+    holding = true;
     gate.group(class_id).waits.Record(GetCurrentTimestamp() - began);
 }
 
@@ -346,20 +345,20 @@ void Touch()
     gate.Reclaim(my_ticket);
 }
 
-// ---- hooks
-// -----------------------------------------------------------------------------------------------------
+// ---- hooks --------------------------------------------------------------------------------------
 
+// Rules first: what they refuse must not wait for a slot before it hears of it.
 void OnExecutorStart(QueryDesc *query_desc, int eflags)
 {
-    if (CurrentMode() != Mode::kOff) {
+    if (CurrentMode() != Mode::kOff && (eflags & EXEC_FLAG_EXPLAIN_ONLY) == 0) {
+        if (QueryRulesInForce())
+            EnterQuery(static_cast<uint64>(query_desc->plannedstmt->queryId), query_desc);
         // Without a portal it is the planner that evaluates a function, with a snapshot of its own that must
         // stay.
-        if (NeedsJudgement() && ActivePortal != nullptr && (eflags & EXEC_FLAG_EXPLAIN_ONLY) == 0)
+        if (NeedsJudgement() && ActivePortal != nullptr)
             Judge(
                 query_desc, [=] { return DropStatementSnapshot(query_desc); },
                 [=](const DroppedSnapshot &dropped) { RetakeStatementSnapshot(dropped, query_desc); });
-        if (QueryRulesInForce() && (eflags & EXEC_FLAG_EXPLAIN_ONLY) == 0)
-            EnterQuery(static_cast<uint64>(query_desc->plannedstmt->queryId), query_desc);
     }
     if (previous_executor_start)
         previous_executor_start(query_desc, eflags);
@@ -464,6 +463,8 @@ void OnProcessUtility(WEIR_UTILITY_PARAMETERS)
         return;
     }
     const UtilityKind kind = KindOf(statement->utilityStmt);
+    const bool holds_query = kind == UtilityKind::kWork && QueryRulesInForce() &&
+                             EnterUtility(static_cast<uint64>(statement->queryId));
     if ((kind == UtilityKind::kBegin || kind == UtilityKind::kWork) && NeedsJudgement())
         Judge(nullptr, DropUtilitySnapshot, RetakeUtilitySnapshot);
     if (kind != UtilityKind::kEnd)
@@ -472,7 +473,6 @@ void OnProcessUtility(WEIR_UTILITY_PARAMETERS)
         RunUtility(WEIR_UTILITY_ARGUMENTS);
         return;
     }
-    const bool holds_query = QueryRulesInForce() && EnterUtility(static_cast<uint64>(statement->queryId));
     RunCountedUtility(holds_query, WEIR_UTILITY_ARGUMENTS);
 }
 

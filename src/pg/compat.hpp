@@ -1,7 +1,7 @@
 #pragma once
 
-// The only file that tests PG_VERSION_NUM. It defines the newest server's way under our own name, for 15
-// to 18.
+// The only file that tests PG_VERSION_NUM. It defines the newest server's way under our own name, for 15 to
+// 18.
 
 #include "pg/prelude.hpp"
 

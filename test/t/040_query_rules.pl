@@ -123,6 +123,15 @@ $admin->query(
 	"CREATE FUNCTION counted() RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER AS
 	 'DECLARE n bigint; BEGIN EXECUTE ''$count'' INTO n; RETURN n; END'");
 refused_at_once($app, 'SELECT counted()', $count_id, 'within a function, a superuser\'s SECURITY DEFINER too');
+# With every slot taken: a refusal is not worth a wait.
+reconfigure($admin, 'weir.max_active' => 1);
+my $holder = app_of($node);
+$holder->query('BEGIN');
+refused_at_once(app_of($node), $count, $count_id, 'without a slot, too');
+$holder->query('COMMIT');
+$holder->close;
+reconfigure($admin, 'weir.max_active' => 0);
+
 is(drop_rule($count_id), 't', 'drop_query_rule');
 is(drop_rule($count_id), 'f', 'drop_query_rule: there is none');
 runs($app, $count, 'it runs again at once');
