@@ -136,7 +136,7 @@ class GateThreadsTest : public ::testing::Test
                 return true;
             if (impatient && i == 1)
                 return !Leave(id);
-            if (Clock::now() - began > kDeadline) {
+            if (lost_.load(std::memory_order_relaxed) > 0 || Clock::now() - began > kDeadline) {
                 lost_.fetch_add(1);
                 return !Leave(id);
             }
@@ -191,6 +191,29 @@ class GateThreadsTest : public ::testing::Test
                 }
             },
             [&](std::mt19937 *) { ReadAll(); });
+    }
+
+    // One transaction each, then nobody comes back until all have had theirs: the last releaser's wake-up has
+    // no second chance.
+    void InRounds(uint32_t threads, uint32_t rounds)
+    {
+        std::vector<std::thread> running;
+        std::atomic<uint32_t> arrived{0};
+        for (uint32_t id = 0; id < threads; id++) {
+            running.emplace_back([&, id] {
+                for (uint32_t round = 1; round <= rounds && lost_.load() == 0; round++) {
+                    if (Acquire(id, kDefaultClass, false)) {
+                        acquired_.fetch_add(1, std::memory_order_relaxed);
+                        Release(id);
+                    }
+                    arrived.fetch_add(1);
+                    while (arrived.load() < round * threads && lost_.load() == 0)
+                        std::this_thread::yield();
+                }
+            });
+        }
+        for (std::thread &thread : running)
+            thread.join();
     }
 
     // What views and the supervisor read without the lock.
@@ -324,6 +347,13 @@ TEST_F(GateThreadsTest, NoWakeUpIsLostAndTheLimitHolds)
 {
     Configure({Spec("a", 2, 0, 0), Spec("b", 3, 0, 0)});
     SessionsAlone(5000, kLimit);
+}
+
+TEST_F(GateThreadsTest, TheLastOfARoundIsWokenToo)
+{
+    gate_.shared().limit.store(1);
+    InRounds(2, 50000);
+    InRounds(3, 5000);
 }
 
 TEST_F(GateThreadsTest, ALimitOfOneIsAMutex)
