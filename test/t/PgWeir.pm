@@ -183,21 +183,25 @@ sub nothing_left
 }
 
 # A client that speaks the protocol itself: it can send something and look later whether an answer came, costs no
-# process, and can vanish. Trust authentication over the node's socket.
+# process, and can vanish. Trust authentication over the node's socket, or over loopback (tcp => 1).
 package PgWeir::Session;
 
 use IO::Select;
+use IO::Socket::INET;
 use IO::Socket::UNIX;
 use Time::HiRes ();
 
 sub new
 {
 	my ($class, $node, %options) = @_;
-	my $socket = IO::Socket::UNIX->new($node->host . '/.s.PGSQL.' . $node->port) or die "connect: $!";
+	my $socket = $options{tcp}
+	  ? IO::Socket::INET->new('127.0.0.1:' . $node->port)
+	  : IO::Socket::UNIX->new($node->host . '/.s.PGSQL.' . $node->port);
+	die "connect: $!" unless $socket;
 	my $self = bless { socket => $socket, in => '', answers => [], current => _no_answer() }, $class;
 	my %startup = (
 		user => $options{user} // 'app',
-		database => 'postgres',
+		database => $options{database} // 'postgres',
 		application_name => $options{application_name} // 'tap',
 		$options{options} ? (options => $options{options}) : ());
 	my $body = pack('N', 196608) . join('', map { "$_\0$startup{$_}\0" } sort keys %startup) . "\0";
@@ -224,16 +228,24 @@ sub parse
 	return $self->_message(P => "$name\0$sql\0" . pack('n', 0))->_message(S => '')->answer;
 }
 
-# Sends Bind and Execute of a statement without parameters, and returns at once.
+# Sends Bind and Execute with these parameters, as text, and returns at once.
 sub execute
 {
-	my ($self, $name) = @_;
-	return $self->_message(B => "\0$name\0" . pack('nnn', 0, 0, 0))->_message(E => "\0" . pack('N', 0))
+	my ($self, $name, @parameters) = @_;
+	my $values = pack('nn(N/a*)*', 0, scalar @parameters, @parameters) . pack('n', 0);
+	return $self->_message(B => "\0$name\0$values")->_message(E => "\0" . pack('N', 0))
 	  ->_message(S => '');
 }
 
+# Sends Parse, Bind and Execute at one go, and returns at once.
+sub extended
+{
+	my ($self, $sql, @parameters) = @_;
+	return $self->_message(P => "\0$sql\0" . pack('n', 0))->execute('', @parameters);
+}
+
 # The next answer, up to ReadyForQuery or the end of the connection; undef when none comes in time.
-# {rows, tag, code, severity, message, detail, hint, status, closed}
+# {rows, tag, code, severity, message, detail, hint, notices, status, closed}; COPY's lines are rows of one column.
 sub answer
 {
 	my ($self, $timeout_s) = @_;
@@ -298,7 +310,7 @@ sub vanish
 	return;
 }
 
-sub _no_answer { return { rows => [], code => '' } }
+sub _no_answer { return { rows => [], notices => [], code => '' } }
 
 sub _message
 {
@@ -354,14 +366,22 @@ sub _take
 	}
 	elsif ($type eq 'K') { $self->{pid} = unpack('N', $body) }
 	elsif ($type eq 'D') { push @{ $answer->{rows} }, _columns($body) }
+	elsif ($type eq 'd') { push @{ $answer->{rows} }, [ $body =~ /(.*)/ ] }
 	elsif ($type eq 'C') { ($answer->{tag}) = unpack('Z*', $body) }
 	elsif ($type eq 'G') { $self->_message(c => '') }    # COPY FROM STDIN: no rows
-	elsif ($type eq 'E')
-	{
-		my %field = map { substr($_, 0, 1) => substr($_, 1) } grep { length } split(/\0/, $body);
-		@$answer{qw(severity code message detail hint)} = map { $_ // '' } @field{qw(V C M D H)};
-	}
+	elsif ($type eq 'E') { %$answer = (%$answer, %{ _report($body) }) }
+	elsif ($type eq 'N') { push @{ $answer->{notices} }, _report($body) }
 	return;
+}
+
+# What an error or a notice says.
+sub _report
+{
+	my ($body) = @_;
+	my %field = map { substr($_, 0, 1) => substr($_, 1) } grep { length } split(/\0/, $body);
+	my %report;
+	@report{qw(severity code message detail hint)} = map { $_ // '' } @field{qw(V C M D H)};
+	return \%report;
 }
 
 sub _columns
