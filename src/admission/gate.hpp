@@ -6,11 +6,16 @@
 // ticket's state word is the truth about that session; the counters are sums over tickets, kept so that
 // nobody has to add them up.
 //
-//   kFree ──acquire──▶ kHeld ──release──▶ kFree          the fast path: one compare-and-swap on `load`, one
-//   add on the class kFree ──enqueue─▶ kWaiting ──grant──▶ kHeld          the slow path: both arrows under
-//   the gate's lock kWaiting ─leave─▶ kFree                              timeout, cancel, termination: under
-//   the lock kHeld ───lend───▶ kLent ──reclaim───▶ kHeld          by the supervisor; and by the owner, over
-//   the limit if need be kLent ──release─▶ kFree
+// clang-format off
+//   kFree    ──acquire──▶ kHeld     the fast path: one compare-and-swap on `load`, one add on the class
+//   kFree    ──enqueue──▶ kWaiting  under the lock
+//   kWaiting ──grant────▶ kHeld     under the lock, by whoever dispatches
+//   kWaiting ──leave────▶ kFree     under the lock: timeout, cancel, termination, client gone, queue full
+//   kHeld    ──release──▶ kFree     without the lock
+//   kHeld    ──lend─────▶ kLent     by the supervisor
+//   kLent    ──reclaim──▶ kHeld     by the owner, over the limit if need be
+//   kLent    ──release──▶ kFree     without the lock
+// clang-format on
 //
 // Why no wake-up is lost. `load` holds the number of active slots and of waiters in one word. A releaser
 // takes its slot out of that word and sees in the same operation whether anybody waits; a waiter enters the

@@ -4,7 +4,8 @@
 //
 // One writer (the launcher), any number of readers, no lock: a row is complete before `written` counts it,
 // and a reader discards the rows that the writer may have overtaken meanwhile. A writer that dies inside
-// Push() leaves an uncounted row, which its successor writes again.
+// Push() leaves an uncounted row, which its successor writes again. Fields are stored with release and loaded
+// with acquire, so that a reader who meets one of a newer row also sees `written` that far.
 //
 // Pure: no PostgreSQL header, no clock, no system call.
 
@@ -37,7 +38,7 @@ struct LimitHistory {
     void Push(const LimitSample &sample) noexcept
     {
         const uint64_t n = written.load(std::memory_order_relaxed);
-        samples[n % kHistorySamples] = sample;
+        Transfer(sample, &samples[n % kHistorySamples], Store());
         written.store(n + 1, std::memory_order_release);
     }
 
@@ -48,8 +49,7 @@ struct LimitHistory {
         // One less than the ring holds: the writer may be at the oldest right now.
         const uint64_t oldest = before < kHistorySamples ? 0 : before - kHistorySamples + 1;
         for (uint64_t n = oldest; n < before; n++)
-            to[n - oldest] = samples[n % kHistorySamples];
-        std::atomic_thread_fence(std::memory_order_acquire);
+            Transfer(samples[n % kHistorySamples], &to[n - oldest], Load());
         const uint64_t after = written.load(std::memory_order_relaxed);
         const uint64_t safe = after < kHistorySamples ? 0 : after - kHistorySamples + 1;
         const uint64_t lost = safe > oldest ? safe - oldest : 0;
@@ -58,6 +58,36 @@ struct LimitHistory {
         for (uint64_t n = 0; n < before - oldest - lost; n++)
             to[n] = to[n + lost];
         return static_cast<uint32_t>(before - oldest - lost);
+    }
+
+  private:
+    // C++17 has no atomic_ref.
+    struct Store {
+        template <typename T> void operator()(const T &from, T *to) const noexcept
+        {
+            T value = from;
+            __atomic_store(to, &value, __ATOMIC_RELEASE);
+        }
+    };
+    struct Load {
+        template <typename T> void operator()(const T &from, T *to) const noexcept
+        {
+            __atomic_load(&from, to, __ATOMIC_ACQUIRE);
+        }
+    };
+
+    template <typename Copier>
+    static void Transfer(const LimitSample &from, LimitSample *to, Copier copy) noexcept
+    {
+        copy(from.at_us, &to->at_us);
+        copy(from.limit, &to->limit);
+        copy(from.reason, &to->reason);
+        copy(from.active, &to->active);
+        copy(from.running, &to->running);
+        copy(from.lock_waiting, &to->lock_waiting);
+        copy(from.waiting, &to->waiting);
+        copy(from.admitted_per_second, &to->admitted_per_second);
+        copy(from.oldest_wait_ms, &to->oldest_wait_ms);
     }
 };
 

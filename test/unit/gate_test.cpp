@@ -512,6 +512,7 @@ class GateShareTest : public GateTest
     void HandOff(uint32_t times)
     {
         for (uint32_t i = 0; i < times; i++) {
+            ASSERT_FALSE(running_.empty()) << "a slot was lost";
             const uint32_t id = running_.front();
             running_.pop_front();
             for (const uint32_t next : Release(id)) {
