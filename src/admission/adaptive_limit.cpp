@@ -14,7 +14,8 @@ constexpr double kStartPerCore = 4;
 constexpr double kRunnablePerCore = 3;
 constexpr double kMostRunnablePerCore = 48;
 constexpr double kHandOffCost = 300e-6; // seconds at which the target doubles: about 20 hand-offs' worth
-constexpr double kLeastCpu = 10e-6;     // no transaction costs less
+constexpr double kLeastCpu = 10e-6;     // seconds; no transaction costs less
+constexpr double kMostCpu = 10;         // seconds; more makes no difference
 constexpr double kHoldersPerUseful = 2;
 constexpr double kSmoothing = 0.5; // weight of a new interval of nominal length
 constexpr double kUnprovenFactor = 2;
@@ -36,7 +37,7 @@ double Target(const AdaptiveState &state, const AdaptiveBounds &bounds) noexcept
 {
     double per_core = kRunnablePerCore;
     if (state.cpu_per_transaction_s > 0)
-        per_core *= 1 + kHandOffCost / Clamp(state.cpu_per_transaction_s, kLeastCpu, 1);
+        per_core *= 1 + kHandOffCost / state.cpu_per_transaction_s;
     return bounds.cores * Clamp(per_core, kRunnablePerCore, kMostRunnablePerCore);
 }
 
@@ -46,11 +47,14 @@ void Take(AdaptiveState *state, const AdaptiveBounds &bounds, const AdaptiveSamp
     const double blocked = Clamp(sample.lock_waiting + sample.contended, 0, active);
     const double running = Clamp(sample.running, 0, active);
     state->blocked = Smooth(state->blocked, blocked);
-    state->useful = Smooth(state->useful, active - blocked);
+    const double useful = active - blocked;
+    const bool fell = useful < state->useful / 2 && state->useful - useful > kStartPerCore * bounds.cores;
+    state->useful = fell ? useful : Smooth(state->useful, useful);
     state->running = Smooth(state->running, running);
     if (sample.finished > 0 && sample.interval_s > 0) {
         const double busy = running < bounds.cores ? running : bounds.cores;
-        const double cpu = busy * sample.interval_s / static_cast<double>(sample.finished);
+        const double cpu =
+            Clamp(busy * sample.interval_s / static_cast<double>(sample.finished), kLeastCpu, kMostCpu);
         state->cpu_per_transaction_s =
             state->cpu_per_transaction_s > 0 ? Smooth(state->cpu_per_transaction_s, cpu) : cpu;
     }
@@ -98,19 +102,23 @@ void AdaptiveReset(AdaptiveState *state, const AdaptiveBounds &bounds) noexcept
 uint32_t AdaptiveUpdate(AdaptiveState *state, const AdaptiveBounds &bounds,
                         const AdaptiveSample &sample) noexcept
 {
-    const bool binding = sample.waiting >= 0.5 || sample.active >= kBindingShare * state->exact;
     Take(state, bounds, sample);
-    AdaptiveReason reason = AdaptiveReason::kNotBinding;
+    AdaptiveReason reason;
+    const double wanted = Wanted(*state, bounds, &reason);
+    const bool binding = sample.waiting >= 0.5 || sample.active >= kBindingShare * state->exact;
+    const bool too_many = sample.active > wanted && sample.active > kStartPerCore * bounds.cores;
     double next;
-    if (binding) {
-        const double wanted = Wanted(*state, bounds, &reason);
+    if (binding || too_many)
         next = Step(state->exact, wanted, &reason);
-    } else
+    else {
         next = Drift(state->exact, sample.active, sample.interval_s, bounds);
+        reason = AdaptiveReason::kNotBinding;
+    }
     const double bounded = Clamp(next, bounds.min, bounds.max);
     state->exact = bounded;
     state->limit = static_cast<uint32_t>(std::lround(bounded));
-    state->reason = binding && bounded != next ? AdaptiveReason::kBounds : reason;
+    state->reason =
+        reason != AdaptiveReason::kNotBinding && bounded != next ? AdaptiveReason::kBounds : reason;
     return state->limit;
 }
 

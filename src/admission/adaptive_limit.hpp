@@ -20,16 +20,21 @@
 //    a higher limit means fewer hand-offs. Sleepers and I/O raise the limit by this rule alone: 500
 //    transactions in pg_sleep(20 ms) run on a fraction of a core.
 // 2. Locks. On hot rows running more transactions makes longer lock queues and nothing else: measured on 2
-// cores, TPC-B-like on
-//    one row, a limit of 4 had 45 % of the holders waiting for locks, 6 had 60 %, 8 had 70 %, 32 had 88 %,
-//    and throughput fell from 6 on. So the limit is at most kHoldersPerUseful for each useful holder, plus
-//    one, so that a released lock finds its next owner waiting.
+// cores, TPC-B-like on one row, a limit of 4 had 45 % of the holders waiting for locks, 6 had 60 %, 8 had
+// 70 %, 32 had 88 %, and throughput fell from 6 on. So the limit is at most kHoldersPerUseful for each
+// useful holder, plus one, so that a released lock finds its next owner waiting.
 //
 // Down: at once when the limit is more than twice what is wanted, else half of the way per interval; the
-// surplus takes long enough to drain. Up: at most doubling per interval, and only while the limit binds.
-// While it does not bind it drifts, over about a minute, towards kUnprovenFactor times what is used (and
-// never below its start): a limit that was right for sleepers must not let in a storm of something else an
-// hour later.
+// surplus takes long enough to drain. Also when the limit does not bind, as soon as more run than are wanted:
+// a limit that sleepers raised above the number of clients binds nobody, and these clients' next
+// transactions may be hot rows. The signals are smoothed, but a fall of `useful` to less than half (and by
+// more than the starting limit, else it may be chance) is a new load and believed at once.
+// Up: at most doubling per interval, and only while the limit binds. While it does not bind it drifts, over
+// about a minute, towards kUnprovenFactor times what is used (and never below its start): a limit that was
+// right for sleepers must not let in a storm of something else an hour later.
+//
+// test/unit/adaptive_limit_test.cpp holds all this against every fixed limit, in a simulator that is
+// calibrated to the figures above.
 //
 // Pure: no PostgreSQL header, no clock, no system call.
 
