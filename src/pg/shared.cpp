@@ -133,9 +133,13 @@ void PublishSettings()
     const bool lock = MyProc != nullptr;
     if (lock)
         LWLockAcquire(gate_lock, LW_EXCLUSIVE);
-    gate.Configure(specs);
+    const uint32_t left_out = gate.Configure(specs);
     if (lock)
         LWLockRelease(gate_lock);
+    if (left_out > 0)
+        ereport(LOG, (errmsg("pg_weir: %u of the classes in weir.classes found no room", left_out),
+                      errdetail("Sessions still run or wait in classes that were removed."),
+                      errhint("Reload again when they are gone.")));
 
     g.queue_timeout_ms.store(settings.queue_timeout_ms);
     g.queue_size.store(static_cast<uint32_t>(settings.queue_size));

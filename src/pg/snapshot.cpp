@@ -28,6 +28,7 @@ DroppedSnapshot DropStatementSnapshot(QueryDesc *query_desc)
     DroppedSnapshot dropped = {};
     Portal portal = ActivePortal;
 
+    InvalidateCatalogSnapshot(); // to find the session's class, catalogs may have been read
     if (IsolationUsesXactSnapshot() || portal == nullptr || portal->portalSnapshot != nullptr ||
         portal->strategy == PORTAL_UTIL_SELECT || query_desc->snapshot == nullptr || !ActiveSnapshotSet() ||
         query_desc->snapshot != GetActiveSnapshot() || query_desc->crosscheck_snapshot != InvalidSnapshot)
@@ -43,7 +44,6 @@ DroppedSnapshot DropStatementSnapshot(QueryDesc *query_desc)
     UnregisterSnapshot(query_desc->snapshot);
     query_desc->snapshot = nullptr;
     dropped.held_by_portal = DropHeldSnapshot(portal);
-    InvalidateCatalogSnapshot();
     dropped.of_statement = true;
     return dropped;
 }
@@ -68,6 +68,7 @@ DroppedSnapshot DropUtilitySnapshot()
     DroppedSnapshot dropped = {};
     Portal portal = ActivePortal;
 
+    InvalidateCatalogSnapshot();
     if (IsolationUsesXactSnapshot() || portal == nullptr || portal->portalSnapshot == nullptr ||
         !ActiveSnapshotSet() || portal->portalSnapshot != GetActiveSnapshot())
         return dropped;
@@ -76,7 +77,6 @@ DroppedSnapshot DropUtilitySnapshot()
     portal->portalSnapshot = nullptr;
     PopActiveSnapshot();
     dropped.held_by_portal = DropHeldSnapshot(portal);
-    InvalidateCatalogSnapshot();
     dropped.of_utility = true;
     return dropped;
 }
