@@ -31,6 +31,8 @@ EXTRA_CLEAN = $(OBJS:.o=.d)
 
 PG_CONFIG ?= pg_config
 PG_CXXFLAGS = -std=gnu++17 -Wall -Wextra -Werror -fno-exceptions -fno-rtti -fvisibility=hidden -fno-lto -MMD -MP
+# PostgreSQL was configured with g++, whose names for warnings clang++ does not all know.
+PG_CXXFLAGS += -Wno-unknown-warning-option
 PG_CPPFLAGS = -Isrc -isystem $(shell $(PG_CONFIG) --includedir-server)
 # C++ bitcode: PGXS would compile it with a clang that does not get our flags.
 override with_llvm = no

@@ -21,8 +21,11 @@ declare -A server_port=()
 next_port=7100
 work='' prefix=''
 
+# In /tmp where TMPDIR is closed to the servers' user, or too long for the name of a socket.
 begin_work() {
-    work=$(mktemp -d "${TMPDIR:-/tmp}/pg_weir.XXXXXX")
+    local parent=${TMPDIR:-/tmp}
+    { [ ${#parent} -le 40 ] && as_server test -x "$parent"; } || parent=/tmp
+    work=$(mktemp -d "$parent/pg_weir.XXXXXX")
     chmod 755 "$work"
 }
 
@@ -34,11 +37,12 @@ end_work() {
     [ -z "$work" ] || rm -rf "$work"
 }
 
+# The current directory may be closed to the servers' user, and initdb does not find its way without one.
 if [ "$(id -u)" = 0 ]; then
-    as_server() { runuser -u postgres -- "$@"; }
+    as_server() { runuser -u postgres -- env -C "${work:-/}" "$@"; }
     give_to_server() { chown -R postgres "$1"; }
 else
-    as_server() { "$@"; }
+    as_server() { env -C "${work:-/}" "$@"; }
     give_to_server() { :; }
 fi
 

@@ -9,8 +9,10 @@
 # apt gets sources, lists and caches of its own, so the machine's do not change.
 
 cache_directory() {
-    local directory=${PG_WEIR_CACHE:-${TMPDIR:-/tmp}/pg_weir-cache-$(id -u)}
+    local directory=${PG_WEIR_CACHE:-/tmp/pg_weir-cache-$(id -u)}
     mkdir -p "$directory"
+    # What is found there is run: it must not be another user's.
+    [ -O "$directory" ] || { echo "$directory belongs to somebody else; set PG_WEIR_CACHE" >&2 && return 1; }
     chmod 755 "$directory"
     echo "$directory"
 }

@@ -83,7 +83,7 @@ suites_group() {
     local source tests
     if ! source=$(suites_source); then
         tail -n 5 "$work/source.log"
-        say "skipped: the source of PostgreSQL cannot be had"
+        skip "suites: the source of PostgreSQL cannot be had"
         return
     fi
     suites_conf
