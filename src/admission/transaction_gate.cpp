@@ -232,7 +232,8 @@ void WaitForSlot(uint32_t class_id, int64_t began)
 {
     for (;;) {
         ResetLatch(MyLatch);
-        if (gate.State(my_ticket) == TicketState::kHeld)
+        // Held; or lent already, if it was granted and then stalled before this process was scheduled again.
+        if (gate.State(my_ticket) != TicketState::kWaiting)
             break;
         const int64_t now = GetCurrentTimestamp();
         const long remaining = RemainingMs(class_id, now - began);
