@@ -103,9 +103,10 @@ struct Program {
 
 using Mix = std::vector<Program>;
 
-inline double WaiterCostUs(double waiters)
+// `beside` wait for the same row, `all` for any.
+inline double WaiterCostUs(double beside, double all)
 {
-    return 240 * std::clamp((waiters - 3) / 8, 0.0, 1.0) + 7 * std::max(waiters - 90, 0.0);
+    return 430 * std::clamp((beside - 3) / 8, 0.0, 1.0) + 7 * std::max(all - 90, 0.0);
 }
 
 class Server
@@ -337,7 +338,7 @@ class Server
             row.owner = kNobody;
             return;
         }
-        const double cost_us = WaiterCostUs(lock_waiting_);
+        const double cost_us = WaiterCostUs(static_cast<double>(row.waiters.size()), lock_waiting_);
         row.owner = row.waiters.front();
         row.waiters.pop_front();
         lock_waiting_--;
@@ -380,13 +381,13 @@ class Server
 
 // The workloads, calibrated to the measured ones.
 
-// TPC-B-like, one branch, ten tellers.
+// TPC-B-like, one branch.
 inline Mix HotRows()
 {
     return {{1,
-             125,
-             {Cpu(30), Client(125), Cpu(140), Client(125), Cpu(80), Client(125), Lock(1, 10), Cpu(120),
-              Client(125), Lock(0, 1), Cpu(120), Client(125), Cpu(100), Client(125), Cpu(60)}}};
+             130,
+             {Cpu(30), Client(130), Cpu(140), Client(130), Cpu(80), Client(130), Cpu(120), Client(130),
+              Lock(0, 1), Cpu(120), Client(130), Cpu(100), Client(130), Cpu(60)}}};
 }
 
 inline Mix Computing(double us)
@@ -405,6 +406,19 @@ inline Mix ReadsAndHotRows()
     Mix mix = HotRows();
     mix.push_back({4, 25, {Cpu(80)}});
     return mix;
+}
+
+inline Mix SleepersAndHotRows()
+{
+    Mix mix = HotRows();
+    mix.push_back(Sleeping()[0]);
+    mix[1].share = 10;
+    return mix;
+}
+
+inline Mix TenWarmRows()
+{
+    return {{1, 40, {Cpu(30), Client(40), Lock(0, 10), Cpu(150), Client(40), Cpu(30), Client(40), Cpu(30)}}};
 }
 
 } // namespace weir::simulator
