@@ -3,7 +3,8 @@
 # machine's own installation, clusters, ports or extensions is touched. Source it, and call in this order:
 #
 #   begin_work                 $work: a temporary directory, which end_work removes (call it in your EXIT trap)
-#   make_prefix                $prefix: a copy of the machine's PostgreSQL with pg_weir built and installed into it; first in PATH
+#   make_prefix                $prefix: a copy of the machine's PostgreSQL with pg_weir built and installed into it; first in PATH.
+#                              Fails if pg_weir does not build
 #   start_server NAME LINE...  a fresh server in $work/NAME with these lines at the end of its postgresql.conf; superuser
 #                              $superuser; Unix socket only, in that directory: ${server_port[NAME]}; log in $work/NAME/log
 #   stop_server NAME           stops it, immediately
@@ -53,8 +54,12 @@ make_prefix() {
     mkdir -p "$prefix/usr/lib/postgresql" "$prefix/usr/share/postgresql"
     cp -a "/usr/lib/postgresql/$pg_major" "$prefix/usr/lib/postgresql/"
     cp -a "/usr/share/postgresql/$pg_major" "$prefix/usr/share/postgresql/"
-    make -s -j2 -C "$repository" PG_CONFIG="$pg_config"
-    make -s -C "$repository" PG_CONFIG="$pg_config" install DESTDIR="$prefix"
+    # Built in a copy, whatever objects of whichever compiler, server or user the working tree has.
+    mkdir "$work/build"
+    cp -a "$repository"/{Makefile,src,extension} "$work/build/"
+    make -s -C "$work/build" PG_CONFIG="$pg_config" clean &&
+        make -s -j2 -C "$work/build" PG_CONFIG="$pg_config" &&
+        make -s -C "$work/build" PG_CONFIG="$pg_config" install DESTDIR="$prefix" || return 1
     export PATH="$prefix/$bin:$PATH"
 }
 

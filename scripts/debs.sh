@@ -3,7 +3,7 @@
 #
 #   cache_directory                     where such things are kept between runs; readable for every user
 #   extract_debs SUITE DIRECTORY NAME...   fetches the packages and extracts them there; a name that the suite does not have
-#                                       is left out with a word
+#                                       is left out with a word; fails if there is none at all
 #   fetch_source SUITE DIRECTORY NAME VERSION   the source package of that version, else the newest to be had, extracted
 #
 # apt gets sources, lists and caches of its own, so the machine's do not change.
@@ -29,10 +29,11 @@ foreign_apt() {
     [ "$suite" != bookworm ] || sed -e 's,debian$,debian-security,' -e 's,bookworm$,bookworm-security,' \
         "$state/sources/$suite.sources" >"$state/sources/security.sources"
     : >"$state/status"
+    # A mirror may be older than a testing suite's signature is meant to last. What it signs is still what is checked.
     "${apt:-apt-get}" -o Dir::Etc::sourcelist=/dev/null -o Dir::Etc::sourceparts="$state/sources" \
         -o Dir::State="$state" -o Dir::State::lists="$state/lists" -o Dir::State::status="$state/status" \
         -o Dir::Cache="$state" -o Dir::Cache::archives="$state/archives" -o APT::Sandbox::User=root \
-        -o Acquire::Languages=none -o Acquire::Retries=2 "$@"
+        -o Acquire::Languages=none -o Acquire::Retries=2 -o Acquire::Check-Valid-Until=false "$@"
 }
 
 update_foreign() {
@@ -49,7 +50,7 @@ extract_debs() {
         (cd "$directory.debs" && foreign_apt "$suite" -qq download "$name") || echo "$suite has no package $name" >&2
     done
     for name in "$directory.debs"/*.deb; do
-        dpkg-deb -x "$name" "$directory"
+        dpkg-deb -x "$name" "$directory" || { rm -rf "$directory" "$directory.debs" && return 1; }
     done
     rm -rf "$directory.debs"
     chmod -R a+rX "$directory"
