@@ -57,12 +57,6 @@ sub end_all
 	return nothing_left($admin, $name);
 }
 
-sub class_of
-{
-	my ($session) = @_;
-	return $admin->value('SELECT class FROM weir.activity WHERE pid = ' . $session->pid);
-}
-
 # ---- the limit
 
 queue_up(1, @apps);
@@ -109,20 +103,31 @@ reconfigure($admin, 'weir.mode' => 'enforce');
 queue_up(1, @apps[ 0, 1 ]);
 reconfigure($admin, 'weir.queue_timeout' => '1ms');
 is($apps[1]->answer($PgWeir::at_once_s)->{code}, '53300', 'weir.queue_timeout lowered: who waits longer is refused at once');
-reconfigure($admin, 'weir.queue_timeout' => '61s', 'weir.reject_as' => 'fatal');
+reconfigure($admin, 'weir.queue_timeout' => '61s');
 $apps[1]->send('BEGIN');
 wait_for_waiting($admin, 1);
-reconfigure($admin, 'weir.queue_timeout' => '1ms', 'weir.reject_as' => 'error');
+reconfigure($admin, 'weir.queue_timeout' => '1ms', 'weir.reject_as' => 'fatal');
 my $answer = $apps[1]->answer($PgWeir::at_once_s);
-is("$answer->{severity} $answer->{code}", 'ERROR 53300', 'as weir.reject_as says now');
+is("$answer->{severity} $answer->{code}", 'FATAL 53300', 'as weir.reject_as says now');
+$apps[1] = app_of($node);
+reconfigure($admin, 'weir.reject_as' => 'error');
 reconfigure($admin, 'weir.queue_timeout' => '1500ms');
 $apps[1]->send('BEGIN');
 wait_for_waiting($admin, 1);
 reconfigure($admin, 'weir.queue_timeout' => 0);
 poll_until('it waits longer', sub { $admin->value("SELECT clock_timestamp() - since > '1700ms' FROM weir.activity WHERE state = 'waiting'") eq 't' });
 still_waiting('weir.queue_timeout = 0', $apps[1]);
+
+# The launcher alone is told to reload: those who wait have it from the launcher.
+$admin->query("ALTER SYSTEM SET weir.queue_timeout = '2ms'");
+kill 'HUP', $admin->value("SELECT pid FROM pg_stat_activity WHERE backend_type = 'pg_weir launcher'");
+$answer = $apps[1]->answer($PgWeir::at_once_s);
+is($answer && $answer->{code}, '53300', 'the launcher tells those who wait');
+reconfigure($admin);
+$apps[1]->send('BEGIN');
+wait_for_waiting($admin, 1);
 $apps[0]->query('COMMIT');
-let_in('weir.queue_timeout = 0', 1, $apps[1]);
+let_in('after timeouts', 1, $apps[1]);
 end_all('after timeouts', $apps[1]);
 
 reconfigure($admin, 'weir.classes' => 'batch: queue_timeout=1h');
@@ -160,12 +165,12 @@ nothing_left($admin, 'after queue sizes');
 
 reconfigure($admin, 'weir.max_active' => 10);
 queue_up(2, @workers[ 0, 1 ]);
-is(class_of($_), 'default', 'a class that does not exist') foreach @workers[ 0, 1 ];
+is($_->class($admin), 'default', 'a class that does not exist') foreach @workers[ 0, 1 ];
 reconfigure($admin, 'weir.classes' => 'batch: max_active=1');
-is(class_of($workers[0]), 'default', 'a class is added: who runs stays where he was');
+is($workers[0]->class($admin), 'default', 'a class is added: who runs stays where he was');
 end_all('a class is added', @workers[ 0, 1 ]);
 queue_up(1, @workers);
-is(class_of($_), 'batch', 'the next transaction is of the new class') foreach @workers[ 0, 1 ];
+is($_->class($admin), 'batch', 'the next transaction is of the new class') foreach @workers[ 0, 1 ];
 still_waiting('its limit is in force', @workers[ 1 .. 3 ]);
 
 reconfigure($admin, 'weir.classes' => 'batch: max_active=2');
@@ -178,7 +183,7 @@ let_in('the class is removed, and its limit with it', 2, @workers[ 2, 3 ]);
 is($admin->value("SELECT string_agg(class, ' ' ORDER BY class) FROM weir.stat_class"), 'default other', 'the views list the new classes');
 is(admission($admin, 'active'), 3, 'who runs still counts');
 $workers[0]->query('BEGIN');
-is(class_of($workers[0]), 'default', 'the next transaction is of the default class');
+is($workers[0]->class($admin), 'default', 'the next transaction is of the default class');
 reconfigure($admin, 'weir.classes' => 'batch: max_active=4');
 is($admin->value("SELECT active FROM weir.stat_class WHERE class = 'batch'"), 3, 'the class comes back: who runs is of it');
 end_all('after classes', @workers);
@@ -189,7 +194,7 @@ reconfigure($admin, 'weir.classes' => join('; ', 'batch:', map { "$_:" } @many[ 
 $workers[0]->query('BEGIN');
 my $log_size = -s $node->logfile;
 reconfigure($admin, 'weir.classes' => join('; ', map { "$_:" } @many));
-is(class_of($workers[0]), 'batch', 'a class that is removed keeps its place while somebody runs in it');
+is($workers[0]->class($admin), 'batch', 'a class that is removed keeps its place while somebody runs in it');
 is($admin->value('SELECT count(*) FROM weir.stat_class'), 31, 'so there is room for one class less');
 like(slurp_file($node->logfile, $log_size), qr/LOG:  pg_weir: 1 of the classes in weir\.classes found no room/, 'which is logged');
 $workers[0]->query('COMMIT');
@@ -201,12 +206,12 @@ nothing_left($admin, 'after many classes');
 # A class map reaches the sessions that are connected.
 reconfigure($admin, 'weir.class_map' => 'role=app => batch');
 $apps[0]->query('BEGIN');
-is(class_of($apps[0]), 'batch', 'a new weir.class_map is asked for the next transaction');
+is($apps[0]->class($admin), 'batch', 'a new weir.class_map is asked for the next transaction');
 reconfigure($admin, 'weir.class_map' => '');
-is(class_of($apps[0]), 'batch', 'not for the one that runs');
+is($apps[0]->class($admin), 'batch', 'not for the one that runs');
 $apps[0]->query('COMMIT');
 $apps[0]->query('BEGIN');
-is(class_of($apps[0]), 'default', 'emptied');
+is($apps[0]->class($admin), 'default', 'emptied');
 end_all('after a class map', $apps[0]);
 
 # ---- mistakes in the file

@@ -293,6 +293,13 @@ sub state
 	return $admin->value("SELECT state FROM weir.activity WHERE pid = $self->{pid}");
 }
 
+# The class it holds, lends or waits for a slot of.
+sub class
+{
+	my ($self, $admin) = @_;
+	return $admin->value("SELECT class FROM weir.activity WHERE pid = $self->{pid}");
+}
+
 # Ends the connection as a client does that takes its leave.
 sub close
 {
