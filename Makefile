@@ -2,6 +2,7 @@
 #
 #   make                 build against PG_CONFIG's server (15 to 18)
 #   make install         into that server
+#   make installcheck    pg_regress alone, against the installed server: it must run with pg_weir preloaded
 #   make check           everything there is to check; ONLY=unit,regress,… for some of it
 #   make demo            a storm, without and with pg_weir; KEEP=1 leaves the server up
 
@@ -28,6 +29,7 @@ DATA = $(wildcard extension/pg_weir--*.sql)
 SOURCES = $(sort $(wildcard src/*.cpp src/*/*.cpp))
 OBJS = $(SOURCES:.cpp=.o)
 EXTRA_CLEAN = $(OBJS:.o=.d)
+REGRESS = $(patsubst sql/%.sql,%,$(sort $(wildcard sql/*.sql)))
 
 PG_CONFIG ?= pg_config
 PG_CXXFLAGS = -std=gnu++17 -Wall -Wextra -Werror -fno-exceptions -fno-rtti -fvisibility=hidden -fno-lto -MMD -MP
@@ -38,6 +40,9 @@ PG_CPPFLAGS = -Isrc -isystem $(shell $(PG_CONFIG) --includedir-server)
 override with_llvm = no
 
 PGXS := $(shell $(PG_CONFIG) --pgxs)
+ifeq ($(PGXS),)
+$(error $(PG_CONFIG) does not run; `make deps` installs PostgreSQL 15 and what else is missing, or set PG_CONFIG)
+endif
 include $(PGXS)
 
 ifeq ($(filter 15 16 17 18,$(MAJORVERSION)),)
