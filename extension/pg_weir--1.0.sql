@@ -132,13 +132,33 @@ COMMENT ON COLUMN weir.stat_admission.wait_max IS 'longest such wait';
 COMMENT ON COLUMN weir.stat_admission.since IS 'when the counters began, or were reset';
 
 COMMENT ON VIEW weir.stat_class IS 'Admission of transactions since the last weir.reset(): a row per workload class.';
+COMMENT ON COLUMN weir.stat_class.class IS 'name of the class';
 COMMENT ON COLUMN weir.stat_class.weight IS 'share of the slots while several classes wait';
 COMMENT ON COLUMN weir.stat_class.reserved IS 'slots that only this class may use';
 COMMENT ON COLUMN weir.stat_class.max_active IS 'the class''s own limit; NULL: none';
 COMMENT ON COLUMN weir.stat_class.queue_size IS 'the class''s own bound of its queue; NULL: none';
 COMMENT ON COLUMN weir.stat_class.queue_timeout IS 'the longest wait in force for it; NULL: no bound';
+COMMENT ON COLUMN weir.stat_class.active IS 'slots its transactions hold now';
+COMMENT ON COLUMN weir.stat_class.lent IS 'its transactions now open that lend their slot';
+COMMENT ON COLUMN weir.stat_class.waiting IS 'its transactions waiting now';
+COMMENT ON COLUMN weir.stat_class.admitted IS 'its transactions that got a slot';
+COMMENT ON COLUMN weir.stat_class.queued IS 'its transactions that had to wait; in observe mode, would have had to';
+COMMENT ON COLUMN weir.stat_class.refused IS 'refused at once because the queue was full (SQLSTATE 53300); in observe mode, would have been';
+COMMENT ON COLUMN weir.stat_class.timed_out IS 'refused after the queue_timeout in force for it (SQLSTATE 53300)';
+COMMENT ON COLUMN weir.stat_class.cancelled IS 'cancelled while waiting (57014)';
+COMMENT ON COLUMN weir.stat_class.statement_timeout IS 'ended by statement_timeout or transaction_timeout while waiting';
+COMMENT ON COLUMN weir.stat_class.terminated IS 'sessions terminated while waiting';
+COMMENT ON COLUMN weir.stat_class.client_gone IS 'clients that closed their connection while waiting';
+COMMENT ON COLUMN weir.stat_class.bypassed IS 'its transactions of superusers, and of pg_monitor reading weir''s views, that needed no slot';
+COMMENT ON COLUMN weir.stat_class.admitted_over_limit IS 'admitted over the limit, because somebody waited for a lock that the waiter held';
+COMMENT ON COLUMN weir.stat_class.lendings IS 'times one of its slots was lent';
+COMMENT ON COLUMN weir.stat_class.wait_p50 IS 'median wait of those of it who queued, also of those who left unserved; error at most 12.5 %';
+COMMENT ON COLUMN weir.stat_class.wait_p95 IS '95th percentile of that wait';
+COMMENT ON COLUMN weir.stat_class.wait_p99 IS '99th percentile of that wait';
+COMMENT ON COLUMN weir.stat_class.wait_max IS 'longest such wait';
 
 COMMENT ON VIEW weir.admission_history IS 'The limit, and what the server did under it: a row a second over the last ten minutes, oldest first.';
+COMMENT ON COLUMN weir.admission_history.at IS 'end of the second';
 COMMENT ON COLUMN weir.admission_history.limit_now IS 'slots there were; NULL: no limit';
 COMMENT ON COLUMN weir.admission_history.reason IS 'why the limit was this';
 COMMENT ON COLUMN weir.admission_history.active IS 'mean number of slots held';
@@ -150,6 +170,10 @@ COMMENT ON COLUMN weir.admission_history.oldest_wait IS 'how long the longest wa
 
 COMMENT ON VIEW weir.activity IS 'Sessions that hold a transaction slot, lend it, or wait for one.';
 COMMENT ON COLUMN weir.activity.pid IS 'process of the session';
+COMMENT ON COLUMN weir.activity.role IS 'the role it logged in as';
+COMMENT ON COLUMN weir.activity.database IS 'its database';
+COMMENT ON COLUMN weir.activity.application IS 'its application_name';
+COMMENT ON COLUMN weir.activity.address IS 'address of the client; NULL: a Unix socket';
 COMMENT ON COLUMN weir.activity.class IS 'its workload class';
 COMMENT ON COLUMN weir.activity.state IS 'active, lent or waiting';
 COMMENT ON COLUMN weir.activity.since IS 'since when it runs or waits';

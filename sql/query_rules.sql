@@ -1,6 +1,5 @@
 -- weir.query_rules and its functions: what they take, what they show, who may call them. That rules are enforced, and
 -- survive a restart, is test/t/040_query_rules.pl's.
-CREATE EXTENSION IF NOT EXISTS pg_weir;
 
 -- made, shown, replaced, dropped; negative ids are as good as any
 SELECT weir.limit_query(101, 4);
