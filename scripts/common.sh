@@ -26,6 +26,7 @@ work='' prefix=''
 begin_work() {
     local parent=${TMPDIR:-/tmp}
     { [ ${#parent} -le 40 ] && as_server test -x "$parent"; } || parent=/tmp
+    export TMPDIR=$parent # for pg_regress and the like
     work=$(mktemp -d "$parent/pg_weir.XXXXXX")
     chmod 755 "$work"
 }
