@@ -17,6 +17,7 @@ constexpr double kHandOffCost = 300e-6; // seconds at which the target doubles: 
 constexpr double kLeastCpu = 10e-6;     // seconds; no transaction costs less
 constexpr double kMostCpu = 10;         // seconds; more makes no difference
 constexpr double kHoldersPerUseful = 2;
+constexpr double kGrowthUnderLocks = 0.125; // of the way, per interval
 constexpr double kSmoothing = 0.5; // weight of a new interval; a late one has no more looks than others
 constexpr double kUnprovenFactor = 2;
 constexpr double kDriftPerSecond = 0.03;
@@ -75,8 +76,10 @@ double Wanted(const AdaptiveState &state, const AdaptiveBounds &bounds, Adaptive
 double Step(double from, double wanted, AdaptiveReason *reason) noexcept
 {
     if (wanted > from) {
-        *reason = *reason == AdaptiveReason::kCpu ? AdaptiveReason::kRoom : *reason;
-        return wanted < 2 * from ? wanted : 2 * from;
+        const bool locks = *reason == AdaptiveReason::kLocks;
+        const double next = locks ? from + kGrowthUnderLocks * (wanted - from) : wanted;
+        *reason = locks ? AdaptiveReason::kLocks : AdaptiveReason::kRoom;
+        return next < 2 * from ? next : 2 * from;
     }
     return wanted < from / 2 ? wanted : from + (wanted - from) / 2;
 }
