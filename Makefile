@@ -30,6 +30,7 @@ SOURCES = $(sort $(wildcard src/*.cpp src/*/*.cpp))
 OBJS = $(SOURCES:.cpp=.o)
 EXTRA_CLEAN = $(OBJS:.o=.d)
 REGRESS = $(patsubst sql/%.sql,%,$(sort $(wildcard sql/*.sql)))
+REGRESS_OPTS = --load-extension=pg_weir
 
 PG_CONFIG ?= pg_config
 PG_CXXFLAGS = -std=gnu++17 -Wall -Wextra -Werror -fno-exceptions -fno-rtti -fvisibility=hidden -fno-lto -MMD -MP

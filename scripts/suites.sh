@@ -42,7 +42,7 @@ suites_conf() {
 run_suite() {
     local directory=$1 conf=$2 log=$3 program=$4
     shift 4
-    (cd "$directory" && as_server rm -rf instance log results && as_server env PATH="$PATH:$pgxs/src/test/isolation" LC_ALL=C \
+    (cd "$directory" && as_server rm -rf instance log results && as_server timeout --foreground -k 10 900 env PATH="$PATH:$pgxs/src/test/isolation" LC_ALL=C \
         "$program" --inputdir="$directory" --outputdir="$directory" --bindir="$prefix/usr/lib/postgresql/$pg_major/bin" \
         --temp-instance="$directory/instance" --temp-config="$conf" --max-concurrent-tests=20 "$@") >"$log" 2>&1
 }
