@@ -365,7 +365,8 @@ size_t WriteRuleFile(const QueryRuleSpec *specs, uint32_t count, char (&out)[kRu
     put(kMagic, sizeof(kMagic));
     put(&kFileVersion, sizeof(kFileVersion));
     put(&count, sizeof(count));
-    put(specs, count * sizeof(QueryRuleSpec));
+    if (count > 0) // without rules, specs may be null, which memcpy() must not see
+        put(specs, count * sizeof(QueryRuleSpec));
     const uint32_t sum = Crc32c(out, size);
     put(&sum, sizeof(sum));
     return size;
