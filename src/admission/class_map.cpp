@@ -69,23 +69,6 @@ bool ReadPattern(SpecReader *in, ClassMap *map, uint16_t *offset) noexcept
 
 // ---- Reading addresses ----
 
-bool IsMappedV4(const Address &address) noexcept
-{
-    static constexpr uint8_t kMapped[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
-
-    return address.family == AddressFamily::kV6 && memcmp(address.bytes, kMapped, sizeof(kMapped)) == 0;
-}
-
-Address UnmapV4(const Address &address) noexcept
-{
-    if (!IsMappedV4(address))
-        return address;
-
-    Address v4 = {AddressFamily::kV4, {}};
-    memcpy(v4.bytes, address.bytes + 12, 4);
-    return v4;
-}
-
 // Clears the bits of an address past its first `prefix_bits`. Returns whether any was set.
 bool ClearHostBits(Address *address, uint8_t prefix_bits) noexcept
 {

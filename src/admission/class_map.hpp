@@ -24,6 +24,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "admission/address.hpp"
 #include "admission/spec_text.hpp"
 
 namespace weir
@@ -32,15 +33,7 @@ namespace weir
 constexpr uint32_t kMaxClassRules = 64;
 constexpr uint32_t kPatternArenaSize = 4096; // all patterns together, each with its NUL
 
-enum class AddressFamily : uint8_t { kNone, kLocal, kV4, kV6 };
-
-// Where a client comes from. kNone: not known, matches `*` only.
-struct Address {
-    AddressFamily family;
-    uint8_t bytes[16]; // network order; kV4 uses the first 4, kNone and kLocal none
-};
-
-// What rules can ask about. A null string counts as empty.
+// What rules can ask about. A null string counts as empty; an unknown address matches `*` only.
 struct SessionIdentity {
     const char *role;
     const char *database;
