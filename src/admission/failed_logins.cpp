@@ -62,8 +62,7 @@ uint32_t FailedLoginSet(const Address &address) noexcept
     return SetOf(KeyOf(address));
 }
 
-// Returns the time to go by.
-int64_t FailedLogins::FollowClock(int64_t now_us) noexcept
+void FailedLogins::FollowClock(int64_t now_us) noexcept
 {
     const int64_t back_us = latest_us_ - now_us;
 
@@ -75,7 +74,6 @@ int64_t FailedLogins::FollowClock(int64_t now_us) noexcept
         latest_us_ = now_us;
     }
     latest_us_ = Max(latest_us_, now_us);
-    return latest_us_;
 }
 
 // The address's entry, a new one if need be.
@@ -103,7 +101,7 @@ int64_t FailedLogins::Judge(const Address &address, uint32_t rate, int64_t now_u
     const int64_t slack_us = interval_us * (per_second - 1);
     const int64_t longest = Max(0, Min(longest_us, kLongestHoldUs));
 
-    now_us = FollowClock(now_us);
+    FollowClock(now_us);
     FailedLoginEntry *entry = Find(address, now_us);
     const int64_t due_us = Max(entry->due_us, now_us);
     // Not lowered to this call's `longest`: a client that dawdles until it may only be held briefly would

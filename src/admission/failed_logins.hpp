@@ -20,9 +20,9 @@
 // at it is not pushed out by a thousand who tried once. Who chooses addresses to collide in a set has so many
 // of them that a rate per address is no obstacle to him; he gains nothing by it.
 //
-// The clock. Processes take the time before the lock, so a failure may come with an earlier time than the one
-// before it: up to kFailedLoginClockSlackUs that counts as the same moment. Anything more is a clock that was
-// set back, and what is due moves back with it.
+// The clock. Processes take the time before the lock, so a failure may come with a slightly earlier time than
+// the one before it. Earlier by more than kFailedLoginClockSlackUs is a clock that was set back, and what is
+// due moves back with it.
 //
 // Who writes: any process, under startup_lock. One that dies inside takes the shared memory with it; the
 // crash restart begins with an empty table. Who leaves while its answer is held remains counted.
@@ -61,7 +61,7 @@ class FailedLogins
     int64_t Judge(const Address &address, uint32_t rate, int64_t now_us, int64_t longest_us) noexcept;
 
   private:
-    int64_t FollowClock(int64_t now_us) noexcept;
+    void FollowClock(int64_t now_us) noexcept;
     FailedLoginEntry *Find(const Address &address, int64_t now_us) noexcept;
 
     int64_t latest_us_; // the latest time seen

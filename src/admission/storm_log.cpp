@@ -10,15 +10,13 @@ namespace weir
 namespace
 {
 
+// `to` is all zeroes.
 void CopyTop(const TopCounts &from, StormTop (&to)[kStormTop]) noexcept
 {
     uint32_t indexes[kStormTop];
     const uint32_t count = from.Top(kStormTop, indexes);
 
-    for (uint32_t i = 0; i < kStormTop; i++) {
-        to[i] = {};
-        if (i >= count)
-            continue;
+    for (uint32_t i = 0; i < count; i++) {
         const TopCount &entry = from.entries[indexes[i]];
         memcpy(to[i].name, entry.name, sizeof(entry.name));
         to[i].count = entry.AtLeast();

@@ -36,7 +36,8 @@ bool ComesBefore(const TopCount &a, const TopCount &b) noexcept
 
 } // namespace
 
-// Entries that are free need no case of their own: their count is the smallest, and no error to inherit.
+// Entries that are free need no case of their own: they stand behind all others, their count is the smallest,
+// and there is no error to inherit.
 void TopCounts::Add(const char *name) noexcept
 {
     if (name == nullptr)
@@ -45,7 +46,7 @@ void TopCounts::Add(const char *name) noexcept
     TopCount *smallest = &entries[0];
 
     for (TopCount &entry : entries) {
-        if (entry.count > 0 && memcmp(entry.name, name, length) == 0 && entry.name[length] == '\0') {
+        if (memcmp(entry.name, name, length) == 0 && entry.name[length] == '\0') {
             entry.count++;
             return;
         }

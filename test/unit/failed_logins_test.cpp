@@ -131,13 +131,26 @@ TEST_F(FailedLoginsTest, WhatIsOneAddress)
     EXPECT_EQ(Judge({}), kSecond);
 }
 
-// The same eight bytes in both families.
+// Also those whose bytes are the same, and whose set.
 TEST_F(FailedLoginsTest, FamiliesAreApart)
 {
     EXPECT_EQ(Judge(V4(0)), 0);
     EXPECT_EQ(Judge(V6("::1")), 0);
     EXPECT_EQ(Judge({AddressFamily::kLocal, {}}), 0);
     EXPECT_EQ(Judge({}), 0);
+
+    Address v4 = V4(1);
+    Address v6 = v4;
+    do {
+        v4.bytes[3]++;
+        v6 = v4;
+        v6.family = AddressFamily::kV6;
+        ASSERT_NE(v4.bytes[3], 0);
+    } while (FailedLoginSet(v4) != FailedLoginSet(v6));
+    EXPECT_EQ(Judge(v4), 0);
+    EXPECT_EQ(Judge(v6), 0);
+    EXPECT_EQ(Judge(v4), kSecond);
+    EXPECT_EQ(Judge(v6), kSecond);
 }
 
 TEST_F(FailedLoginsTest, NobodyIsHeldLongerThanTheCallerSays)
@@ -188,9 +201,19 @@ TEST_F(FailedLoginsTest, AbsurdRatesCountAsTheNearest)
 {
     EXPECT_EQ(Judge(guesser_, 0), 0);
     EXPECT_EQ(Judge(guesser_, 0), kSecond);
-    for (uint32_t i = 0; i < 1000; i++)
-        EXPECT_EQ(Judge(V4(7), UINT32_MAX), 0);
-    EXPECT_EQ(Judge(V4(7), 1), 1000) << "a microsecond each";
+    int64_t held = 0;
+    for (uint32_t i = 0; i < kMaxFailedLoginRate; i++)
+        held += Judge(V4(7), UINT32_MAX);
+    EXPECT_EQ(held, 0);
+    EXPECT_EQ(Judge(V4(7), UINT32_MAX), 1) << "a microsecond each";
+}
+
+// Rounded so that it is not exceeded.
+TEST_F(FailedLoginsTest, ARateThatDoesNotDivideASecond)
+{
+    for (int i = 0; i < 3; i++)
+        EXPECT_EQ(Judge(guesser_, 3), 0);
+    EXPECT_EQ(Judge(guesser_, 3), 333334);
 }
 
 TEST_F(FailedLoginsTest, TheRateMayChange)
@@ -280,6 +303,18 @@ TEST_F(FailedLoginsTest, AClockThatIsSetBackMovesWhatIsDue)
     EXPECT_EQ(Judge(V4(3)), 0);
     now_ += 6 * kSecond;
     EXPECT_EQ(Judge(guesser_), 0);
+}
+
+// A machine without a battery for its clock begins in 1970, which is negative here.
+TEST_F(FailedLoginsTest, TimesBefore2000AreTimes)
+{
+    now_ = -30 * 365 * 86400 * kSecond;
+    EXPECT_EQ(Judge(guesser_), 0);
+    EXPECT_EQ(Judge(guesser_), kSecond);
+    EXPECT_EQ(Judge(V4(2)), 0);
+    now_ += kSecond;
+    for (uint32_t i = 0; i < 3 * kFailedLoginEntries; i++)
+        EXPECT_EQ(Judge(V4(1000 + i)), 0);
 }
 
 // Who had nothing due has nothing due afterwards.

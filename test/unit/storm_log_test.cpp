@@ -176,6 +176,7 @@ TEST_F(StormLogTest, WhoCameBeforeItWasRecognisedIsCounted)
     Arrive(8);
     EXPECT_EQ(Tick(), StormEvent::kBegan);
     const StormRecord storm = Newest();
+    EXPECT_EQ(storm.began_us, now_) << "a few who wait are no storm";
     EXPECT_EQ(storm.arrivals, 26u);
     EXPECT_EQ(storm.admitted, 9u);
     EXPECT_STREQ(storm.roles[0].name, "early");
@@ -194,6 +195,15 @@ TEST_F(StormLogTest, WhoCameLongBeforeIsForgotten)
     EXPECT_EQ(Newest().admitted, 0u);
     EXPECT_STREQ(Newest().roles[0].name, "web");
     EXPECT_EQ(Newest().roles[1].count, 0u);
+}
+
+TEST_F(StormLogTest, WhoWaitsWithoutHavingArrivedIsAStormAllTheSame)
+{
+    waiting_ = 20;
+    EXPECT_EQ(Tick(), StormEvent::kBegan);
+    EXPECT_EQ(For(20 * kSecond), StormEvent::kNone);
+    EXPECT_EQ(Newest().peak_waiting, 20u);
+    EXPECT_EQ(Newest().arrivals, 0u);
 }
 
 // The launcher may have slept, or been away: what came meanwhile is the run-up of what it finds.
@@ -234,6 +244,8 @@ TEST_F(StormLogTest, ATrickleIsNoRunUp)
     EXPECT_STREQ(storm.roles[0].name, "web");
     EXPECT_LE(storm.arrivals, 100u + 2 + 11);
     EXPECT_LE(storm.admitted, 11u);
+    EXPECT_STREQ(storm.roles[1].name, "trickle");
+    EXPECT_GE(storm.roles[1].count, 5u) << "the last seconds";
     EXPECT_GE(storm.arrivals, storm.admitted + storm.left + waiting_) << "nobody is served who did not come";
 }
 
@@ -251,6 +263,23 @@ TEST_F(StormLogTest, WhoDidNotWaitIsNotTheStorms)
     EXPECT_EQ(Copy().size(), 1u);
     EXPECT_NE(Newest().ended_us, 0);
     EXPECT_EQ(Newest().admitted, 20u);
+}
+
+TEST_F(StormLogTest, WhoDidNotWaitBetweenTwoStormsIsNoStorms)
+{
+    Arrive(20);
+    Tick();
+    Admit(20);
+    while (Tick() != StormEvent::kEnded) {
+    }
+    admitted_ += 7;
+    left_ += 3;
+    Tick();
+    Arrive(12);
+    EXPECT_EQ(Tick(), StormEvent::kBegan);
+    EXPECT_EQ(Newest().admitted, 0u);
+    EXPECT_EQ(Newest().left, 0u);
+    EXPECT_EQ(Newest().arrivals, 12u);
 }
 
 // One whose departure is counted a moment after it has left the queue.
@@ -300,7 +329,7 @@ TEST_F(StormLogTest, APauseShorterThanQuietIsTheSameStorm)
 
 TEST_F(StormLogTest, TheNextStormBeginsAtNothing)
 {
-    Arrive(500, "first");
+    Arrive(500, "first", 77, "first");
     Tick(9 * kSecond);
     Leave(500);
     For(kStormQuietUs + kTick);
@@ -312,7 +341,9 @@ TEST_F(StormLogTest, TheNextStormBeginsAtNothing)
     EXPECT_EQ(storm.admitted, 10u);
     EXPECT_EQ(storm.left, 0u);
     EXPECT_STREQ(storm.roles[0].name, "second");
-    EXPECT_EQ(storm.roles[1].count, 0u);
+    EXPECT_STREQ(storm.addresses[0].name, "10.0.0.1");
+    EXPECT_STREQ(storm.applications[0].name, "app");
+    EXPECT_EQ(storm.roles[1].count + storm.addresses[1].count + storm.applications[1].count, 0u);
     ASSERT_EQ(Copy().size(), 2u);
     EXPECT_STREQ(Copy()[1].roles[0].name, "first");
 }
@@ -478,6 +509,15 @@ TEST_F(StormLogTest, AClockSetForwardDoesNotEndAStormThatGoesOn)
     EXPECT_EQ(Tick(), StormEvent::kNone);
     EXPECT_EQ(Copy().size(), 1u);
     EXPECT_EQ(Newest().ended_us, 0);
+}
+
+// A machine without a battery for its clock begins in 1970, which is negative here.
+TEST_F(StormLogTest, TimesBefore2000AreTimes)
+{
+    now_ = -30 * 365 * 86400 * kSecond;
+    Storm(20);
+    EXPECT_LT(Newest().began_us, Newest().ended_us);
+    EXPECT_LT(Newest().ended_us, now_);
 }
 
 TEST_F(StormLogTest, ANegativeWaitIsNone)

@@ -227,6 +227,9 @@ TEST_F(TopCountsTest, BytesWithoutCharactersAreCutAtTheEnd)
 {
     Add(std::string(200, '\x80'));
     EXPECT_EQ(Top(9), Names{std::string(kTopNameSize - 1, '\x80')});
+    counts_->Clear();
+    Add("n" + std::string(200, '\x80'));
+    EXPECT_EQ(Top(9), Names{"n" + std::string(kTopNameSize - 2, '\x80')});
 }
 
 } // namespace
