@@ -9,7 +9,8 @@
 
 export LC_ALL=C
 
-declare -A pgbench_pids=() pgbench_readers=()
+declare -A pgbench_pids=() pgbench_readers=() logins_pids=()
+logins_program=''
 
 stamp_lines() {
     local line
@@ -71,6 +72,53 @@ stop_all_pgbench() {
     done
 }
 
+# build_logins PROGRAM: a storm's clients; logins.cpp says why not pgbench -C.
+build_logins() {
+    logins_program=$1
+    g++ -O2 -std=gnu++17 -o "$logins_program" "$(dirname "${BASH_SOURCE[0]}")/logins.cpp"
+}
+
+# start_logins RUN ARGS...: logins.cpp says which.
+start_logins() {
+    local run=$1
+    shift
+    mkdir -p "$run"
+    echo "$EPOCHREALTIME" >"$run/logins.began"
+    "$logins_program" "$@" >"$run/logins" 2>"$run/logins.errors" &
+    logins_pids[$run]=$!
+}
+
+# wait_logins RUN: leaves what they measured in $run/logins; attempts that failed are counted, not fatal.
+wait_logins() {
+    local status=0
+    wait "${logins_pids[$1]}" || status=$?
+    unset "logins_pids[$1]"
+    [ -s "$1/logins" ] || { echo "logins failed (exit $status):" >&2 && head -n 5 "$1/logins.errors" >&2 && return 1; }
+    sort "$1/logins.errors" | uniq -c | head -n 5 >&2
+}
+
+run_logins() {
+    start_logins "$@"
+    wait_logins "$1"
+}
+
+# logins_figure RUN NAME
+logins_figure() {
+    local served refused failed unserved seconds rate p50 p99 max
+    # shellcheck disable=SC2034
+    read -r served refused failed unserved seconds rate p50 p99 max <"$1/logins"
+    echo "${!2}"
+}
+
+stop_all_logins() {
+    local run
+    for run in "${!logins_pids[@]}"; do
+        kill "${logins_pids[$run]}" 2>/dev/null || true
+        wait "${logins_pids[$run]}" 2>/dev/null || true
+        unset "logins_pids[$run]"
+    done
+}
+
 # start_epoch RUN: when the clients were all connected. A progress line can come late, never early: so the earliest.
 start_epoch() {
     awk '$2 == "progress:" { t = $1 - $3; if (!n++ || t < first) first = t } END { printf "%.3f\n", first }' "$1/out"
@@ -111,18 +159,31 @@ clients_refused() {
 # latency_percentiles RUN FROM P...: in milliseconds, over the transactions that ended after second FROM. Those still in
 # flight when the load ended are among them: they waited longest.
 latency_percentiles() {
-    local run=$1 from=$2 sorted=$1/latencies
+    local run=$1 from=$2
     shift 2
-    awk -v since="$(start_epoch "$run")" -v from="$from" \
-        '$3 ~ /^[0-9]+$/ && $5 + $6 / 1e6 >= since + from { print $3 / 1000 }' "$run"/log.* | sort -n >"$sorted"
+    latencies_between "$run" "$(sum "$(start_epoch "$run")" "$from")" 1e12 >"$run/latencies"
+    percentiles_of "$run/latencies" "$@"
+}
+
+# latencies_between RUN FROM_EPOCH TO_EPOCH: in milliseconds, sorted, of the transactions that ended between.
+latencies_between() {
+    awk -v from="$2" -v to="$3" \
+        '$3 ~ /^[0-9]+$/ { t = $5 + $6 / 1e6; if (t >= from && t < to) print $3 / 1000 }' "$1"/log.* | sort -n
+}
+
+# percentiles_of FILE P...: of its sorted numbers.
+percentiles_of() {
+    local sorted=$1
+    shift
     awk -v wanted="$*" '
+        function decimals(v) { return sprintf(v < 10 ? "%.3f" : "%.1f", v) }
         BEGIN { n = split(wanted, p, " ") }
         { value[NR] = $1 }
         END {
             for (i = 1; i <= n; i++) {
                 rank = p[i] / 100 * NR
                 rank = rank == int(rank) ? rank : int(rank) + 1
-                printf "%s%s", (NR ? sprintf("%.1f", value[rank < 1 ? 1 : rank]) : "-"), (i < n ? " " : "\n")
+                printf "%s%s", (NR ? decimals(value[rank < 1 ? 1 : rank]) : "-"), (i < n ? " " : "\n")
             }
         }' "$sorted"
 }
@@ -144,6 +205,10 @@ median() {
     tr -s ' ' '\n' <<<"$*" | sort -n | awk '
         /[0-9]/ { v[++n] = $1 }
         END { if (!n) print "-"; else print n % 2 ? v[(n + 1) / 2] : (v[n / 2] + v[n / 2 + 1]) / 2 }'
+}
+
+sum() {
+    awk -v a="$1" -v b="$2" 'BEGIN { printf "%.6f\n", a + b }'
 }
 
 ratio() {
