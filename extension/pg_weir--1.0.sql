@@ -87,7 +87,11 @@ CREATE FUNCTION weir.activity(
     OUT class text,
     OUT state text,
     OUT since timestamptz,
-    OUT "position" integer)
+    OUT "position" integer,
+    OUT role text,
+    OUT database text,
+    OUT application text,
+    OUT address text)
 RETURNS SETOF record
 LANGUAGE C VOLATILE STRICT PARALLEL SAFE
 AS 'MODULE_PATHNAME', 'weir_activity';
@@ -100,8 +104,9 @@ CREATE VIEW weir.stat_admission AS SELECT * FROM weir.stat_admission();
 CREATE VIEW weir.stat_class AS SELECT * FROM weir.stat_class();
 CREATE VIEW weir.admission_history AS SELECT * FROM weir.admission_history();
 CREATE VIEW weir.activity AS
-    SELECT a.pid, s.usename AS role, s.datname AS database, s.application_name AS application, s.client_addr AS address,
-           a.class, a.state, a.since, a.position
+    SELECT a.pid, coalesce(s.usename, a.role::name) AS role, coalesce(s.datname, a.database::name) AS database,
+           coalesce(nullif(s.application_name, ''), a.application) AS application,
+           coalesce(s.client_addr, a.address::inet) AS address, a.class, a.state, a.since, a.position
     FROM weir.activity() a LEFT JOIN pg_catalog.pg_stat_activity s ON s.pid = a.pid;
 
 COMMENT ON VIEW weir.stat_admission IS 'Admission of transactions since the last weir.reset(): one row over all classes.';
@@ -168,27 +173,138 @@ COMMENT ON COLUMN weir.admission_history.waiting IS 'mean number of transactions
 COMMENT ON COLUMN weir.admission_history.throughput IS 'transactions admitted per second';
 COMMENT ON COLUMN weir.admission_history.oldest_wait IS 'how long the longest waiter had waited at the end of the second';
 
-COMMENT ON VIEW weir.activity IS 'Sessions that hold a transaction slot, lend it, or wait for one.';
+COMMENT ON VIEW weir.activity IS 'Sessions that hold a transaction slot, lend it, or wait for one; and connections that start or wait to.';
 COMMENT ON COLUMN weir.activity.pid IS 'process of the session';
 COMMENT ON COLUMN weir.activity.role IS 'the role it logged in as';
 COMMENT ON COLUMN weir.activity.database IS 'its database';
 COMMENT ON COLUMN weir.activity.application IS 'its application_name';
 COMMENT ON COLUMN weir.activity.address IS 'address of the client; NULL: a Unix socket';
 COMMENT ON COLUMN weir.activity.class IS 'its workload class';
-COMMENT ON COLUMN weir.activity.state IS 'active, lent or waiting';
+COMMENT ON COLUMN weir.activity.state IS 'active, lent or waiting, of a transaction; starting, waiting to start, or held (a failed login, for weir.failed_login_rate), of a connection';
 COMMENT ON COLUMN weir.activity.since IS 'since when it runs or waits';
 COMMENT ON COLUMN weir.activity."position" IS 'how many of its class are ahead of it; NULL unless waiting';
 
 COMMENT ON FUNCTION weir.stat_admission() IS 'What the view weir.stat_admission shows. Takes the gate''s lock for no time: it reads counters.';
 COMMENT ON FUNCTION weir.stat_class() IS 'What the view weir.stat_class shows.';
 COMMENT ON FUNCTION weir.admission_history() IS 'What the view weir.admission_history shows.';
-COMMENT ON FUNCTION weir.activity() IS 'What the view weir.activity joins with pg_stat_activity. Takes the gate''s lock, shared, to see positions.';
+COMMENT ON FUNCTION weir.activity() IS 'What the view weir.activity joins with pg_stat_activity. Takes both gates'' locks, shared, to see positions.';
 COMMENT ON FUNCTION weir.reset() IS 'Resets the statistics of all weir views. Slots, queues and limits are untouched. Superusers, unless granted.';
 
 REVOKE ALL ON FUNCTION weir.stat_admission(), weir.stat_class(), weir.admission_history(), weir.activity(), weir.reset()
     FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION weir.stat_admission(), weir.stat_class(), weir.admission_history(), weir.activity() TO pg_monitor;
 GRANT SELECT ON weir.stat_admission, weir.stat_class, weir.admission_history, weir.activity TO pg_monitor;
+
+-- ---- connections ----------------------------------------------------------------------------------------------
+
+CREATE FUNCTION weir.stat_startup(
+    OUT class text,
+    OUT weight integer,
+    OUT max_startups integer,
+    OUT startup_rate integer,
+    OUT starting integer,
+    OUT waiting integer,
+    OUT admitted bigint,
+    OUT queued bigint,
+    OUT refused bigint,
+    OUT timed_out bigint,
+    OUT terminated bigint,
+    OUT client_gone bigint,
+    OUT bypassed bigint,
+    OUT held bigint,
+    OUT wait_p50 interval,
+    OUT wait_p95 interval,
+    OUT wait_p99 interval,
+    OUT wait_max interval)
+RETURNS SETOF record
+LANGUAGE C VOLATILE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'weir_stat_startup';
+
+CREATE FUNCTION weir.startup_limit(
+    OUT adaptive boolean,
+    OUT max_startups integer,
+    OUT rate real,
+    OUT reason text,
+    OUT starting integer,
+    OUT waiting integer,
+    OUT throughput real,
+    OUT login_cost interval,
+    OUT established real,
+    OUT cpu_idle real)
+RETURNS record
+LANGUAGE C VOLATILE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'weir_startup_limit';
+
+CREATE FUNCTION weir.storms(
+    OUT began timestamptz,
+    OUT ended timestamptz,
+    OUT peak_waiting integer,
+    OUT longest_wait interval,
+    OUT arrivals bigint,
+    OUT admitted bigint,
+    OUT unserved bigint,
+    OUT roles text,
+    OUT addresses text,
+    OUT applications text)
+RETURNS SETOF record
+LANGUAGE C VOLATILE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'weir_storms';
+
+CREATE VIEW weir.stat_startup AS SELECT * FROM weir.stat_startup();
+CREATE VIEW weir.startup_limit AS SELECT * FROM weir.startup_limit();
+CREATE VIEW weir.storms AS SELECT * FROM weir.storms();
+
+COMMENT ON VIEW weir.stat_startup IS 'Connections at the gate since the last weir.reset(): a row per workload class; logins that fail are class failed_login.';
+COMMENT ON COLUMN weir.stat_startup.class IS 'name of the class';
+COMMENT ON COLUMN weir.stat_startup.weight IS 'share of the logins while several classes wait';
+COMMENT ON COLUMN weir.stat_startup.max_startups IS 'the class''s own limit of connections that start at once; NULL: none';
+COMMENT ON COLUMN weir.stat_startup.startup_rate IS 'the class''s own limit of connections per second; NULL: none';
+COMMENT ON COLUMN weir.stat_startup.starting IS 'connections now between authentication and their first query';
+COMMENT ON COLUMN weir.stat_startup.waiting IS 'connections waiting now';
+COMMENT ON COLUMN weir.stat_startup.admitted IS 'connections that were let on; some failed later, for instance for want of the database';
+COMMENT ON COLUMN weir.stat_startup.queued IS 'connections that had to wait; in observe mode, would have had to';
+COMMENT ON COLUMN weir.stat_startup.refused IS 'refused at once because the queue was full, or max_connections nearly; a failed login is answered instead';
+COMMENT ON COLUMN weir.stat_startup.timed_out IS 'refused after weir.startup_timeout, or shortly before authentication_timeout; a failed login is answered instead';
+COMMENT ON COLUMN weir.stat_startup.terminated IS 'terminated while waiting';
+COMMENT ON COLUMN weir.stat_startup.client_gone IS 'clients that closed their connection while waiting';
+COMMENT ON COLUMN weir.stat_startup.bypassed IS 'superusers, replication and, from 16 on, members of pg_use_reserved_connections, who needed no slot';
+COMMENT ON COLUMN weir.stat_startup.held IS 'failed logins whose answer was held back for weir.failed_login_rate; class failed_login only';
+COMMENT ON COLUMN weir.stat_startup.wait_p50 IS 'median wait of those who queued, also of those who left unserved; error at most 12.5 %';
+COMMENT ON COLUMN weir.stat_startup.wait_p95 IS '95th percentile of that wait';
+COMMENT ON COLUMN weir.stat_startup.wait_p99 IS '99th percentile of that wait';
+COMMENT ON COLUMN weir.stat_startup.wait_max IS 'longest such wait';
+
+COMMENT ON VIEW weir.startup_limit IS 'How fast connections may start now, and why.';
+COMMENT ON COLUMN weir.startup_limit.adaptive IS 'whether pg_weir paces logins itself (weir.max_startups = -1)';
+COMMENT ON COLUMN weir.startup_limit.max_startups IS 'connections that may start at once; NULL: no limit';
+COMMENT ON COLUMN weir.startup_limit.rate IS 'connections that may start per second; NULL: no such limit now';
+COMMENT ON COLUMN weir.startup_limit.reason IS 'why that rate: free, room, busy, steady, share, drain or fixed; see docs/connections.md';
+COMMENT ON COLUMN weir.startup_limit.starting IS 'connections now between authentication and their first query';
+COMMENT ON COLUMN weir.startup_limit.waiting IS 'connections waiting now';
+COMMENT ON COLUMN weir.startup_limit.throughput IS 'connections admitted per second, smoothed over about half a second';
+COMMENT ON COLUMN weir.startup_limit.login_cost IS 'processor time of a login as far as its own process sees it, smoothed';
+COMMENT ON COLUMN weir.startup_limit.established IS 'established sessions that have transactions, smoothed: whom the rate protects';
+COMMENT ON COLUMN weir.startup_limit.cpu_idle IS 'idle share of the machine''s processors, 0 to 1, smoothed';
+
+COMMENT ON VIEW weir.storms IS 'The last 100 connection storms, newest first: from when ten connections waited at once until nobody waited for five seconds.';
+COMMENT ON COLUMN weir.storms.began IS 'when the tenth began to wait';
+COMMENT ON COLUMN weir.storms.ended IS 'when the last one ceased to wait; NULL: it goes on';
+COMMENT ON COLUMN weir.storms.peak_waiting IS 'most connections that waited at once';
+COMMENT ON COLUMN weir.storms.longest_wait IS 'longest wait';
+COMMENT ON COLUMN weir.storms.arrivals IS 'connections that had to wait, or were refused';
+COMMENT ON COLUMN weir.storms.admitted IS 'connections admitted meanwhile';
+COMMENT ON COLUMN weir.storms.unserved IS 'of those who waited: refused, timed out, terminated, or gone';
+COMMENT ON COLUMN weir.storms.roles IS 'who came: the three most frequent roles, and how often; approximate when there are many';
+COMMENT ON COLUMN weir.storms.addresses IS 'the three most frequent client addresses';
+COMMENT ON COLUMN weir.storms.applications IS 'the three most frequent application names';
+
+COMMENT ON FUNCTION weir.stat_startup() IS 'What the view weir.stat_startup shows.';
+COMMENT ON FUNCTION weir.startup_limit() IS 'What the view weir.startup_limit shows.';
+COMMENT ON FUNCTION weir.storms() IS 'What the view weir.storms shows. Takes the connection gate''s lock, shared.';
+
+REVOKE ALL ON FUNCTION weir.stat_startup(), weir.startup_limit(), weir.storms() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION weir.stat_startup(), weir.startup_limit(), weir.storms() TO pg_monitor;
+GRANT SELECT ON weir.stat_startup, weir.startup_limit, weir.storms TO pg_monitor;
 
 -- ---- load shedding by query digest --------------------------------------------------------------------------------
 

@@ -1,3 +1,4 @@
+#include "admission/startup_gate.hpp"
 #include "admission/transaction_gate.hpp"
 #include "pg/compat.hpp"
 #include "pg/launcher.hpp"
@@ -24,5 +25,6 @@ _Pragma("GCC visibility pop")
     weir::DefineSettings();
     weir::InstallSharedMemoryHooks();
     weir::InstallTransactionGate();
+    weir::InstallStartupGate();
     weir::RegisterLauncher();
 }

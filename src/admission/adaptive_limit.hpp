@@ -59,7 +59,6 @@ struct AdaptiveSample {
     double contended;    // of these: waiting for a latch or a buffer pin
     double waiting;      // queue length, without those whom their class's own limit holds back
     uint64_t finished;   // transactions finished in the interval
-    double cpu_idle;     // idle share of all cores, 0..1; negative: not known
 };
 
 struct AdaptiveBounds {

@@ -214,6 +214,36 @@ const ClassSpec *FindClassSpec(const ClassSpecs &specs, const char *name) noexce
     return nullptr;
 }
 
+ClassSpecs SpecsOfTransactions(const ClassSpecs &specs) noexcept
+{
+    ClassSpecs result = specs;
+    for (uint32_t i = 0; i < result.count; i++) {
+        ClassSpec &spec = result.specs[i];
+        spec.max_startups = spec.startup_rate = spec.startup_burst = 0;
+    }
+    return result;
+}
+
+ClassSpecs SpecsOfStartups(const ClassSpecs &specs) noexcept
+{
+    ClassSpecs result = specs;
+    for (uint32_t i = 0; i < result.count; i++) {
+        ClassSpec &spec = result.specs[i];
+        spec.max_active = spec.max_startups;
+        spec.reserved = spec.queue_size = 0;
+        spec.queue_timeout_set = false;
+    }
+    // One entry is the default class's, listed or not.
+    const uint32_t room = FindClassSpec(specs, kDefaultClassName) == nullptr ? kMaxClasses - 1 : kMaxClasses;
+    if (result.count < room && FindClassSpec(specs, kFailedLoginClassName) == nullptr) {
+        ClassSpec &failed = result.specs[result.count++];
+        failed = ClassSpec();
+        memcpy(failed.name, kFailedLoginClassName, sizeof(kFailedLoginClassName));
+        failed.weight = 1;
+    }
+    return result;
+}
+
 uint32_t TotalReserved(const ClassSpecs &specs) noexcept
 {
     uint32_t total = 0;

@@ -68,6 +68,13 @@ bool ParseClassName(const char *text, char (&name)[kClassNameSize], ParseError *
 // The class of that (folded) name, or null.
 const ClassSpec *FindClassSpec(const ClassSpecs &specs, const char *name) noexcept;
 
+// The same classes as the transaction gate and as the connection gate see them. To the latter, max_startups
+// is what max_active is to transactions; queue_timeout, queue_size and reserved are of transactions alone. If
+// there is room, it has one class more, of logins that fail.
+constexpr char kFailedLoginClassName[] = "failed_login";
+ClassSpecs SpecsOfTransactions(const ClassSpecs &specs) noexcept;
+ClassSpecs SpecsOfStartups(const ClassSpecs &specs) noexcept;
+
 // Sum of all `reserved`: at or past the limit nobody else would ever run, so the caller should warn.
 uint32_t TotalReserved(const ClassSpecs &specs) noexcept;
 

@@ -61,6 +61,7 @@ void ApplySpec(GateClass *c, const ClassSpec &spec) noexcept
     StoreRelaxed(&c->queue_size, spec.queue_size);
     c->queue_timeout_ms.store(spec.queue_timeout_set ? static_cast<int32_t>(spec.queue_timeout_ms) : -1,
                               std::memory_order_relaxed);
+    c->pace.Set(spec.startup_rate, spec.startup_burst);
 }
 
 // What a class without settings is like: the default class, and one that was removed while in use.
@@ -71,6 +72,7 @@ void ApplyDefaults(GateClass *c) noexcept
     StoreRelaxed(&c->max_active, 0u);
     StoreRelaxed(&c->queue_size, 0u);
     c->queue_timeout_ms.store(-1, std::memory_order_relaxed);
+    c->pace.Set(0, 0);
 }
 
 void ForgetStatistics(GateClass *c) noexcept
@@ -91,6 +93,41 @@ bool UnderReserve(const GateClass &c) noexcept
 }
 
 } // namespace
+
+// ---- rates ----------------------------------------------------------------------------------------
+
+// A tenth of a second's worth unless said otherwise; and never less than the time between two rounds of a
+// busy launcher, or what it comes late for would be lost.
+void Pace::Set(double per_second, uint32_t burst) noexcept
+{
+    constexpr int64_t kLeastSlackNs = 50 * 1000 * 1000;
+    const auto interval = per_second > 0 ? static_cast<int64_t>(1e9 / per_second) : 0;
+    const double early = burst > 0 ? burst - 1.0 : per_second / 10;
+    const auto slack = static_cast<int64_t>(early * static_cast<double>(interval));
+    slack_ns.store(slack > kLeastSlackNs ? slack : kLeastSlackNs, std::memory_order_relaxed);
+    interval_ns.store(interval, std::memory_order_relaxed);
+}
+
+// A clock that was set back by more than one interval and the slack does not lock the door until it has
+// caught up.
+bool Pace::IsDue(int64_t now_us) const noexcept
+{
+    const int64_t interval = interval_ns.load(std::memory_order_relaxed);
+    const int64_t slack = slack_ns.load(std::memory_order_relaxed);
+    const int64_t now_ns = now_us * 1000;
+    return interval == 0 || now_ns + slack >= due_ns || due_ns - now_ns > slack + 2 * interval;
+}
+
+void Pace::Charge(int64_t now_us) noexcept
+{
+    const int64_t interval = interval_ns.load(std::memory_order_relaxed);
+    const int64_t slack = slack_ns.load(std::memory_order_relaxed);
+    const int64_t now_ns = now_us * 1000;
+    if (interval == 0)
+        return;
+    const bool stale = due_ns < now_ns || due_ns - now_ns > slack + 2 * interval;
+    due_ns = (stale ? now_ns : due_ns) + interval;
+}
 
 void Gate::Init(GateShared *shared, Ticket *tickets, uint32_t count) noexcept
 {
@@ -132,7 +169,7 @@ void Gate::Hold(uint32_t id, uint32_t class_id, int64_t now_us) noexcept
 
 bool Gate::TryAcquire(uint32_t id, uint32_t class_id, int64_t now_us) noexcept
 {
-    if (shared_->shaped.load(std::memory_order_relaxed) != 0)
+    if (shared_->shaped.load(std::memory_order_relaxed) != 0 || shared_->pace.Limits())
         return false;
     const uint32_t limit = shared_->limit.load(std::memory_order_relaxed);
     uint64_t load = shared_->load.load(std::memory_order_relaxed);
@@ -228,7 +265,7 @@ Admission Gate::Enqueue(uint32_t id, uint32_t class_id, int64_t now_us, WakeList
                  std::memory_order_release);
     shared_->load.fetch_add(kWaiter, std::memory_order_seq_cst);
 
-    Dispatch(wake);
+    Dispatch(now_us, wake);
     if (State(id) == TicketState::kHeld)
         return Admission::kGranted;
     // Only now: others that wait for their class's slots must not turn away one that need not wait.
@@ -298,7 +335,7 @@ bool Gate::GrantOver(uint32_t id) noexcept
 // The fast path enters `load` first and its class's count a moment later; what lies in between counts as
 // pooled. `load` is read first, so what left it since is not missed: whoever leaves it after this sees the
 // waiter and dispatches.
-uint32_t Gate::NextClass() const noexcept
+uint32_t Gate::NextClass(int64_t now_us) const noexcept
 {
     const bool enforcing = shared_->enforcing.load(std::memory_order_relaxed) != 0;
     const uint32_t active = ActiveOf(shared_->load.load(std::memory_order_seq_cst));
@@ -317,11 +354,13 @@ uint32_t Gate::NextClass() const noexcept
     const uint32_t pool = limit > reserved ? limit - reserved : 1;
 
     uint32_t best = kMaxClasses;
+    if (enforcing && !shared_->pace.IsDue(now_us))
+        return best;
     for (uint32_t i = 0; i < kMaxClasses; i++) {
         const GateClass &c = shared_->classes[i];
         if (c.head == kNoTicket)
             continue;
-        const bool full = c.max_active != 0 && ClassActive(c) >= c.max_active;
+        const bool full = (c.max_active != 0 && ClassActive(c) >= c.max_active) || !c.pace.IsDue(now_us);
         if (enforcing && (full || (!UnderReserve(c) && pooled >= pool)))
             continue;
         if (best == kMaxClasses) {
@@ -348,14 +387,25 @@ void Gate::Charge(GateClass *c) noexcept
     c->pass += kStride / c->weight;
 }
 
-void Gate::Dispatch(WakeList *wake) noexcept
+bool Gate::IsTooSoon(uint32_t class_id, int64_t now_us) noexcept
+{
+    if (!shared_->pace.IsDue(now_us) || !group(class_id).pace.IsDue(now_us))
+        return true;
+    shared_->pace.Charge(now_us);
+    group(class_id).pace.Charge(now_us);
+    return false;
+}
+
+void Gate::Dispatch(int64_t now_us, WakeList *wake) noexcept
 {
     while (!wake->Full()) {
-        const uint32_t class_id = NextClass();
+        const uint32_t class_id = NextClass(now_us);
         if (class_id == kMaxClasses)
             return;
         GateClass &c = group(class_id);
         Charge(&c);
+        c.pace.Charge(now_us);
+        shared_->pace.Charge(now_us);
         const uint32_t id = c.head;
         Grant(id);
         wake->tickets[wake->count++] = id;
@@ -437,7 +487,7 @@ uint32_t Gate::Configure(const ClassSpecs &specs) noexcept
         }
         ApplySpec(&group(at), spec);
         group(at).in_use.store(1, std::memory_order_release);
-        shaped = shaped || spec.max_active != 0 || spec.reserved != 0;
+        shaped = shaped || spec.max_active != 0 || spec.reserved != 0 || spec.startup_rate != 0;
     }
     shared_->shaped.store(shaped ? 1 : 0, std::memory_order_relaxed);
     return left_out;

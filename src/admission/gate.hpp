@@ -27,6 +27,12 @@
 // its own limit, goes on at the current virtual time, so it cannot save up credit. Grants from a class's
 // reserve are not charged. Nobody overtakes: the fast path is closed while anybody waits.
 //
+// Pace. The gate and each class may have a rate, by the generic cell rate algorithm: see Pace. Who is due
+// too soon waits although a slot is free; the launcher dispatches when the time has come.
+//
+// The same structure gates transactions and connections: two instances, each with tickets of its own. What a
+// "slot" is right to, only the callers know.
+//
 // Death. A backend that exits releases its ticket in before_shmem_exit. One that is killed takes the whole
 // shared memory with it: the postmaster restarts and Init() starts from nothing. So no state here needs
 // repair in place.
@@ -61,6 +67,22 @@ enum class Departure : uint32_t {
     kCount
 };
 
+// A rate: the generic cell rate algorithm (ITU-T I.371, 1996), a token bucket in one number. `due_ns` is when
+// the next would come if all came evenly; one may come early by as much as the slack.
+struct Pace {
+    // Written by the launcher under the lock; also read without it.
+    std::atomic<int64_t> interval_ns; // 0: no rate
+    std::atomic<int64_t> slack_ns;
+
+    // Under the lock.
+    int64_t due_ns;
+
+    void Set(double per_second, uint32_t burst) noexcept; // per_second 0: no rate
+    bool Limits() const noexcept { return interval_ns.load(std::memory_order_relaxed) != 0; }
+    bool IsDue(int64_t now_us) const noexcept;
+    void Charge(int64_t now_us) noexcept;
+};
+
 // One per session, at the index of its PGPROC. Two cache lines, so that neighbours do not share one.
 struct alignas(128) Ticket {
     // Low 8 bits: TicketState. The rest: a sequence number that the owner moves on with every acquisition, so
@@ -83,6 +105,9 @@ struct alignas(128) Ticket {
     // acquisition.
     std::atomic<uint32_t> stalled;
 
+    // When the session ran its first transaction. Owner only.
+    std::atomic<int64_t> connected_us;
+
     // Links of the class's queue. Under the lock.
     uint32_t next;
     uint32_t previous;
@@ -100,6 +125,7 @@ struct alignas(128) GateClass {
     uint32_t max_active;                   // 0: none of its own
     uint32_t queue_size;                   // 0: none of its own
     std::atomic<int32_t> queue_timeout_ms; // -1: inherits the gate's
+    Pace pace;
 
     // The queue. Under the lock; `waiting` is also read without it.
     uint32_t head;
@@ -124,9 +150,10 @@ struct alignas(128) GateShared {
     // Written by the launcher. kUnlimited where there is no limit.
     alignas(128) std::atomic<uint32_t> limit;
     std::atomic<uint32_t> enforcing; // 0: Dispatch() grants everybody, nobody enqueues
-    std::atomic<uint32_t> shaped;    // some class has a limit or a reserve: no fast path
+    std::atomic<uint32_t> shaped;    // some class has a limit, a reserve or a rate: no fast path
     std::atomic<uint32_t> queue_size;
     std::atomic<int32_t> queue_timeout_ms;
+    Pace pace;
 
     // Under the lock.
     uint64_t virtual_time;
@@ -160,7 +187,8 @@ class Gate
 
     // ---- Owner of ticket `id`, without the lock -------------------------------------------------
 
-    // True: a slot was free, nobody waited, no class is shaped. `now_us` is what weir.activity will show.
+    // True: a slot was free, nobody waited, no class is shaped, there is no rate. `now_us` is what
+    // weir.activity will show.
     bool TryAcquire(uint32_t id, uint32_t class_id, int64_t now_us) noexcept;
 
     // Observe mode: takes a slot whatever the limit says. True if the transaction would have waited.
@@ -193,7 +221,10 @@ class Gate
 
     // Hands free slots to the next waiters. Returns when there is no slot, no waiter, or when `wake` is full:
     // then call it again.
-    void Dispatch(WakeList *wake) noexcept;
+    void Dispatch(int64_t now_us, WakeList *wake) noexcept;
+
+    // Observe mode: whether the rates would have made it wait; else it is charged to them.
+    bool IsTooSoon(uint32_t class_id, int64_t now_us) noexcept;
 
     // Grants a slot over the limit. False: the ticket does not wait any more.
     bool GrantOver(uint32_t id) noexcept;
@@ -251,7 +282,7 @@ class Gate
 
     void Hold(uint32_t id, uint32_t class_id, int64_t now_us) noexcept;
     void Unlink(uint32_t id) noexcept;
-    uint32_t NextClass() const noexcept;
+    uint32_t NextClass(int64_t now_us) const noexcept;
     void Grant(uint32_t id) noexcept;
     void Charge(GateClass *c) noexcept;
     uint32_t TakeClassEntry(const char *name) noexcept;

@@ -38,16 +38,48 @@ void DetailOfLimit(const GateClass &c)
             c.waiting.load(), c.name);
 }
 
+double Jittered(uint32_t ahead, double rate)
+{
+    constexpr double kShortest = 0.1;
+    constexpr double kLongest = 60;
+    const double expected = rate > 0 ? (ahead + 1) / rate : 1;
+    const double jittered = expected * (0.5 + pg_prng_double(&pg_global_prng_state));
+    return jittered < kShortest ? kShortest : jittered > kLongest ? kLongest : jittered;
+}
+
+double StartupRetrySeconds()
+{
+    return Jittered(startup_gate.Waiting(), shared->startups.pace.served_rate);
+}
+
+void DetailOfStartup(const GateClass &c)
+{
+    const GateShared &g = startup_gate.shared();
+    const uint32_t active = Gate::ClassActive(c);
+    const double rate = shared->startups.pace.rate;
+    if (c.max_active != 0 && active >= c.max_active)
+        errdetail(
+            "Class \"%s\" starts %u connections and may start %u at once (its max_startups); %u of it wait.",
+            c.name, active, c.max_active, c.waiting.load());
+    else if (c.pace.Limits())
+        errdetail("Class \"%s\" has a startup_rate; %u connections of it wait.", c.name, c.waiting.load());
+    else if (shared->startups.paced.load() && rate > 0)
+        errdetail(
+            "%.1f connections a second are started (weir.max_startups, adaptive); %u wait, %u of them in "
+            "class \"%s\".",
+            rate, startup_gate.Waiting(), c.waiting.load(), c.name);
+    else
+        errdetail("%u connections start, the limit is %u (weir.max_startups%s); %u wait, %u of them in class "
+                  "\"%s\".",
+                  startup_gate.Active(), g.limit.load(), g.pace.Limits() ? "), and weir.startup_rate (" : "",
+                  startup_gate.Waiting(), c.waiting.load(), c.name);
+}
+
 } // namespace
 
 double RetryDelaySeconds(uint32_t ahead)
 {
-    constexpr double kShortest = 0.1;
-    constexpr double kLongest = 60;
-    const double rate = AdmittedPerSecond();
-    const double expected = rate > 0 ? (ahead + 1) / rate : 1;
-    const double jittered = expected * (0.5 + pg_prng_double(&pg_global_prng_state));
-    return jittered < kShortest ? kShortest : jittered > kLongest ? kLongest : jittered;
+    return Jittered(ahead, AdmittedPerSecond());
 }
 
 void RefuseTimedOut(uint32_t class_id, int64_t waited_us)
@@ -72,6 +104,29 @@ void RefuseQueueFull(uint32_t class_id)
                  : errdetail("%u wait, weir.queue_size is %u; class \"%s\".", gate.Waiting(),
                              gate.shared().queue_size.load(), c.name),
              errhint("Retry in about %.1f s.", RetryDelaySeconds(gate.Waiting()))));
+    pg_unreachable();
+}
+
+void RefuseStartupTimedOut(uint32_t class_id, int64_t waited_us)
+{
+    ereport(FATAL, (errcode(shared->startups.sqlstate.load()),
+                    errmsg("the connection could not be started within %.1f s",
+                           static_cast<double>(waited_us) / 1e6),
+                    (DetailOfStartup(startup_gate.group(class_id)), 0),
+                    errhint("Retry in about %.1f s.", StartupRetrySeconds())));
+    pg_unreachable();
+}
+
+void RefuseStartupQueueFull(uint32_t class_id, bool places)
+{
+    ereport(FATAL,
+            (errcode(shared->startups.sqlstate.load()), errmsg("too many connections wait for their startup"),
+             places
+                 ? errdetail("%u wait, weir.startup_queue_size is %u; class \"%s\".", startup_gate.Waiting(),
+                             startup_gate.shared().queue_size.load(), startup_gate.group(class_id).name)
+                 : errdetail("%u wait, and nearly all of max_connections (%d) is taken.",
+                             startup_gate.Waiting(), MaxConnections),
+             errhint("Retry in about %.1f s.", StartupRetrySeconds())));
     pg_unreachable();
 }
 

@@ -12,6 +12,11 @@ namespace weir
 [[noreturn]] void RefuseTimedOut(uint32_t class_id, int64_t waited_us);
 [[noreturn]] void RefuseQueueFull(uint32_t class_id);
 
+// A connection: always FATAL, with weir.startup_sqlstate. `places`: false if it is max_connections that would
+// not hold another waiter.
+[[noreturn]] void RefuseStartupTimedOut(uint32_t class_id, int64_t waited_us);
+[[noreturn]] void RefuseStartupQueueFull(uint32_t class_id, bool places);
+
 // Seconds until about `ahead` transactions will have been served at the present rate, with jitter of a half
 // either way, so that those who are refused together do not return together. At least 0.1, at most 60.
 double RetryDelaySeconds(uint32_t ahead);

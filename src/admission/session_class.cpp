@@ -1,7 +1,5 @@
 #include "admission/session_class.hpp"
 
-#include <netinet/in.h>
-
 #include "pg/compat.hpp"
 #include "pg/shared.hpp"
 
@@ -16,32 +14,6 @@ namespace weir
 
 namespace
 {
-
-// Of the session as pg_stat_activity knows it: the Port itself needs the headers of Kerberos and OpenSSL.
-Address ClientAddress(const SockAddr &client)
-{
-    Address address = {};
-    switch (client.addr.ss_family) {
-    case AF_UNIX:
-        address.family = AddressFamily::kLocal;
-        break;
-    case AF_INET: {
-        const auto *in = reinterpret_cast<const sockaddr_in *>(&client.addr);
-        address.family = AddressFamily::kV4;
-        memcpy(address.bytes, &in->sin_addr, 4);
-        break;
-    }
-    case AF_INET6: {
-        const auto *in6 = reinterpret_cast<const sockaddr_in6 *>(&client.addr);
-        address.family = AddressFamily::kV6;
-        memcpy(address.bytes, &in6->sin6_addr, 16);
-        break;
-    }
-    default:
-        break;
-    }
-    return address;
-}
 
 uint32_t FindClassOrDefault(const char *name)
 {
@@ -63,7 +35,7 @@ uint32_t LookUpClass()
     identity.role = GetUserNameFromId(GetSessionUserId(), true);
     identity.database = get_database_name(MyDatabaseId);
     identity.application_name = application_name;
-    identity.address = ClientAddress(MyBEEntry->st_clientaddr);
+    identity.address = ToAddress(MyBEEntry->st_clientaddr);
     const char *name = MatchClass(*settings.class_rules, identity);
     return name == nullptr ? kDefaultClass : FindClassOrDefault(name);
 }
@@ -86,6 +58,14 @@ uint32_t SessionClass()
     session_identity_changed = false;
     strncpy(cached_application, application_name != nullptr ? application_name : "", NAMEDATALEN - 1);
     return cached;
+}
+
+const char *MappedClass(const ClientPort &port)
+{
+    if (settings.class_rules == nullptr || settings.class_rules->count == 0)
+        return nullptr;
+    const SessionIdentity identity = {port.role, port.database, port.application_name, port.address};
+    return MatchClass(*settings.class_rules, identity);
 }
 
 bool SessionIsSuperuser()

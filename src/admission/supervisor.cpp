@@ -1,5 +1,6 @@
 #include "admission/supervisor.hpp"
 
+#include "admission/startup_supervisor.hpp"
 #include "pg/compat.hpp"
 #include "pg/machine.hpp"
 #include "pg/shared.hpp"
@@ -23,10 +24,12 @@ namespace
 constexpr int64_t kControlIntervalUs = 100 * 1000;
 constexpr int64_t kRescueIntervalUs = 100 * 1000;
 constexpr int64_t kHistoryIntervalUs = USECS_PER_SEC;
+constexpr int64_t kEstablishedUs = USECS_PER_SEC;
 constexpr uint32 kWaitClassMask = 0xFF000000;
 
 // What is remembered of a ticket from one round to the next.
 struct Watch {
+    uint32_t served; // at the last control interval
     uint64_t word;
     uint32_t beats;
     int64_t silent_since;  // 0: its client is not silent
@@ -59,6 +62,7 @@ struct Census {
 } // namespace
 
 struct Supervisor {
+    StartupSupervisor *startups;
     Watch *watches;
     Means control;
     Means second;
@@ -345,6 +349,27 @@ Means Averaged(const Means &sums)
             sums.contended / n, sums.waiting / n, sums.held_back / n};
 }
 
+// Sessions that are not new, and had a transaction since the last control interval or are in one. By
+// counters, not by a look: in a storm a session whose client has sent its statement, and which has no
+// processor to read it, would look idle.
+uint32_t CountEstablished(Supervisor *s, int64_t now)
+{
+    uint32_t established = 0;
+    for (uint32_t id = 0; id < gate.ticket_count(); id++) {
+        const Ticket &t = gate.ticket(id);
+        const uint32_t served = t.served.load(std::memory_order_relaxed);
+        const bool had_one = served != s->watches[id].served;
+        s->watches[id].served = served;
+        if (t.pid.load() == 0 || now - t.connected_us.load(std::memory_order_relaxed) < kEstablishedUs)
+            continue;
+        const TicketState state = gate.State(id);
+        const bool in_one = state == TicketState::kWaiting ||
+                            (state == TicketState::kHeld && WaitEventOf(id) != WAIT_EVENT_CLIENT_READ);
+        established += had_one || in_one;
+    }
+    return established;
+}
+
 void Adapt(Supervisor *s, int64_t now)
 {
     if (now - s->control_began < kControlIntervalUs)
@@ -359,10 +384,10 @@ void Adapt(Supervisor *s, int64_t now)
     sample.contended = means.contended;
     sample.waiting = means.held_back;
     sample.finished = admitted - s->control_admitted;
-    sample.cpu_idle = CpuIdleShare();
     s->control = Means();
     s->control_began = now;
     s->control_admitted = admitted;
+    AdaptStartups(s->startups, CountEstablished(s, now), CpuIdleShare(), now);
     if (LimitIsAdaptive())
         gate.shared().limit.store(
             AdaptiveUpdate(&shared->supervision.adaptive, CurrentAdaptiveBounds(), sample));
@@ -402,7 +427,7 @@ void DispatchAll()
     do {
         wake.count = 0;
         LWLockAcquire(gate_lock, LW_EXCLUSIVE);
-        gate.Dispatch(&wake);
+        gate.Dispatch(0, &wake);
         LWLockRelease(gate_lock);
         WakeAll(wake);
     } while (wake.Full());
@@ -413,7 +438,7 @@ long NapMs(const Census &census)
     constexpr long kBusy = 5;
     constexpr long kWatching = 100;
     constexpr long kIdle = 1000;
-    if (WaitingNow(census) > 0) {
+    if (WaitingNow(census) > 0 || startup_gate.Waiting() > 0) {
         const bool shorter = settings.idle_yield_ms >= 0 && settings.idle_yield_ms < kBusy;
         return shorter ? Max(settings.idle_yield_ms, 1) : kBusy;
     }
@@ -428,6 +453,7 @@ Supervisor *StartSupervisor()
     s->watches =
         static_cast<Watch *>(MemoryContextAllocZero(TopMemoryContext, sizeof(Watch) * gate.ticket_count()));
     const int64_t now = GetCurrentTimestamp();
+    s->startups = StartStartupSupervisor(now);
     s->control_began = now;
     s->second_began = now;
     s->control_admitted = TotalAdmitted();
@@ -438,7 +464,9 @@ Supervisor *StartSupervisor()
 long Supervise(Supervisor *s, int64_t now)
 {
     shared->supervision.last_tick.store(now, std::memory_order_relaxed);
-    if (CurrentMode() == Mode::kOff && gate.Active() == 0 && gate.Waiting() == 0)
+    SuperviseStartups(s->startups, now);
+    if (CurrentMode() == Mode::kOff && gate.Active() == 0 && gate.Waiting() == 0 &&
+        startup_gate.Waiting() == 0)
         return 1000;
 
     const Census census = TakeCensus(s, now);

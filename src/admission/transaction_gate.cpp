@@ -38,7 +38,6 @@ ProcessUtility_hook_type previous_process_utility;
 
 // A waiter looks at the world this often even if nobody wakes it: the fallback for a launcher that is gone.
 constexpr long kLongestNapMs = 5000;
-constexpr int64_t kUnattendedUs = 10 * USECS_PER_SEC;
 
 // This backend's state. `holding`: the ticket is held or lent. `judged`: the transaction that the gate has
 // seen.
@@ -52,7 +51,7 @@ void WakeDispatched(bool somebody_waits)
     while (somebody_waits) {
         WakeList wake;
         LWLockAcquire(gate_lock, LW_EXCLUSIVE);
-        gate.Dispatch(&wake);
+        gate.Dispatch(0, &wake);
         LWLockRelease(gate_lock);
         WakeAll(wake);
         somebody_waits = wake.Full();
@@ -131,6 +130,7 @@ void RegisterTicket()
 {
     my_ticket = MyTicketId();
     gate.ticket(my_ticket).served.store(0);
+    gate.ticket(my_ticket).connected_us.store(GetCurrentTimestamp());
     gate.ticket(my_ticket).pid.store(MyProcPid);
     on_shmem_exit(OnProcessExit, 0);
 }
@@ -176,32 +176,12 @@ void CountBypass(uint32_t class_id)
 
 // ---- waiting ------------------------------------------------------------------------------------
 
-// Nobody minds the queue: neither lending nor the hidden deadlock would be seen. Then the limit must not
-// bind.
-bool Unattended(int64_t now)
-{
-    return now - shared->supervision.last_tick.load(std::memory_order_relaxed) > kUnattendedUs;
-}
-
 void GoUnattended()
 {
     LWLockAcquire(gate_lock, LW_EXCLUSIVE);
     gate.GrantOver(my_ticket);
     LWLockRelease(gate_lock);
-    if (shared->supervision.missed.exchange(1) == 0)
-        ereport(
-            LOG,
-            (errmsg("pg_weir: no launcher minds the queue, transactions run over the limit"),
-             errhint("Its background worker is missing or stuck. Is max_worker_processes large enough?")));
-}
-
-void CallSupervisor()
-{
-    if (shared->supervision.napping.load(std::memory_order_seq_cst) == 0)
-        return;
-    const uint32_t ticket = shared->supervision.ticket.load();
-    if (ticket != 0)
-        WakeTicket(ticket - 1);
+    ReportAbsentSupervisor();
 }
 
 // Leaves the queue if the session is about to be cancelled or ended, and lets that happen.
@@ -242,7 +222,7 @@ void WaitForSlot(uint32_t class_id, int64_t began)
                 break;
             RefuseTimedOut(class_id, now - began);
         }
-        if (Unattended(now)) {
+        if (SupervisorIsAbsent(now)) {
             GoUnattended();
             break;
         }

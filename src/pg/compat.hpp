@@ -12,9 +12,12 @@ extern "C" {
 #else
 #include "utils/queryjumble.h"
 #endif
+#include "catalog/pg_authid_d.h"
 #include "executor/executor.h"
+#include "postmaster/postmaster.h"
 #include "storage/lock.h"
 #include "storage/proc.h"
+#include "utils/acl.h"
 #include "utils/guc.h"
 #include "utils/wait_event.h"
 }
@@ -65,6 +68,28 @@ inline uint32 NewWaitEvent(const char *)
 constexpr uint32 kWaitBufferPin = PG_WAIT_BUFFERPIN;
 #else
 constexpr uint32 kWaitBufferPin = PG_WAIT_BUFFER_PIN;
+#endif
+
+// 16 added connections reserved for other roles than superusers, and tells how many are free.
+#if PG_VERSION_NUM >= 160000
+inline bool HaveFreePlaces(int spare)
+{
+    int free_places;
+    return HaveNFreeProcs(SuperuserReservedConnections + ReservedConnections + spare, &free_places);
+}
+inline bool MayUseReservedConnections(Oid role)
+{
+    return has_privs_of_role(role, ROLE_PG_USE_RESERVED_CONNECTIONS);
+}
+#else
+inline bool HaveFreePlaces(int spare)
+{
+    return HaveNFreeProcs(ReservedBackends + spare);
+}
+inline bool MayUseReservedConnections(Oid)
+{
+    return false;
+}
 #endif
 
 // 17 added transaction_timeout.

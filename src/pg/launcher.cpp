@@ -38,7 +38,7 @@ void ReloadSettings(bool from_file)
     PublishSettings();
     // Those who wait look again at mode, limits and timeouts.
     for (uint32_t id = 0; id < gate.ticket_count(); id++)
-        if (gate.State(id) == TicketState::kWaiting)
+        if (gate.State(id) == TicketState::kWaiting || startup_gate.State(id) == TicketState::kWaiting)
             WakeTicket(id);
 }
 
@@ -81,7 +81,7 @@ void weir_launcher_main(Datum)
         // Before we look at the latch: a waiter that comes now sees that it must wake us.
         const bool long_nap = nap_ms > kShortNapMs;
         shared->supervision.napping.store(long_nap ? 1 : 0, std::memory_order_seq_cst);
-        if (long_nap && gate.Waiting() > 0)
+        if (long_nap && (gate.Waiting() > 0 || startup_gate.Waiting() > 0))
             SetLatch(MyLatch);
         WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, nap_ms, wait_event);
         ResetLatch(MyLatch);

@@ -26,6 +26,10 @@ const config_enum_entry mode_options[] = {{"off", static_cast<int>(Mode::kOff), 
 const config_enum_entry reject_options[] = {
     {"error", kRejectAsError, false}, {"fatal", kRejectAsFatal, false}, {nullptr, 0, false}};
 
+const config_enum_entry sqlstate_options[] = {{"53300", ERRCODE_TOO_MANY_CONNECTIONS, false},
+                                              {"57P03", ERRCODE_CANNOT_CONNECT_NOW, false},
+                                              {nullptr, 0, false}};
+
 // The text as the user wrote it, up to the mistake: where to look is clearer than a number alone.
 void ReportPosition(const char *text, const ParseError &error)
 {
@@ -59,7 +63,7 @@ bool CheckClasses(char **value, void **extra, GucSource)
         return true;
     GUC_check_errhint(
         "Write: name: key=value key=value; name: key=value. Keys: weight, reserved, max_active, "
-        "queue_timeout, queue_size.");
+        "queue_timeout, queue_size, max_startups, startup_rate, startup_burst.");
     return false;
 }
 
@@ -152,6 +156,54 @@ void DefineLimits()
         &settings.stall_timeout_ms, 2000, 0, INT_MAX, PGC_SIGHUP, GUC_UNIT_MS, nullptr, nullptr, nullptr);
 }
 
+void DefineStartupLimits()
+{
+    DefineCustomIntVariable(
+        "weir.max_startups", "Connections that may be between authentication and their first query at once.",
+        "-1: adaptive. 0: no limit. Superusers and replication do not count.", &settings.max_startups, -1, -1,
+        kMaxSessions, PGC_SIGHUP, 0, nullptr, nullptr, nullptr);
+    DefineCustomIntVariable("weir.startup_rate", "Connections admitted per second.",
+                            "0: no such limit. With it weir.max_startups = -1 finds no rate of its own.",
+                            &settings.startup_rate, 0, 0, kMaxSessions, PGC_SIGHUP, 0, nullptr, nullptr,
+                            nullptr);
+    DefineCustomIntVariable("weir.startup_burst",
+                            "Connections admitted at once before weir.startup_rate binds.",
+                            "0: a tenth of a second's worth.", &settings.startup_burst, 0, 0, kMaxSessions,
+                            PGC_SIGHUP, 0, nullptr, nullptr, nullptr);
+    DefineCustomIntVariable(
+        "weir.startup_share",
+        "Share of the processors that logins may have while established sessions keep them busy.",
+        "In per cent. 100: they are never slowed down for others. Only with weir.max_startups = -1.",
+        &settings.startup_share, 5, 1, 100, PGC_SIGHUP, 0, nullptr, nullptr, nullptr);
+    DefineCustomIntVariable(
+        "weir.startup_timeout", "Longest wait of a connection for its startup.",
+        "Then it is refused (weir.startup_sqlstate). Ends before authentication_timeout does; 0: only that.",
+        &settings.startup_timeout_ms, 30000, 0, INT_MAX, PGC_SIGHUP, GUC_UNIT_MS, nullptr, nullptr, nullptr);
+    DefineCustomIntVariable("weir.startup_queue_size", "Most connections that may wait for their startup.",
+                            "0: all of max_connections but those kept free for others.",
+                            &settings.startup_queue_size, 0, 0, kMaxSessions, PGC_SIGHUP, 0, nullptr, nullptr,
+                            nullptr);
+}
+
+void DefineStartups()
+{
+    DefineStartupLimits();
+    DefineCustomEnumVariable(
+        "weir.startup_sqlstate", "The SQLSTATE with which a connection is refused.",
+        "57P03: libpq with several hosts then tries the next one; some pools drop their other connections.",
+        &settings.startup_sqlstate, ERRCODE_TOO_MANY_CONNECTIONS, sqlstate_options, PGC_SIGHUP, 0, nullptr,
+        nullptr, nullptr);
+    DefineCustomIntVariable(
+        "weir.failed_login_rate",
+        "Failed logins that one client address is told of per second; more are held back.",
+        "0: none is held back.", &settings.failed_login_rate, 0, 0, 1000000, PGC_SIGHUP, 0, nullptr, nullptr,
+        nullptr);
+    DefineCustomIntVariable("weir.log_min_startup_wait",
+                            "Logs each connection that waited at least this long for its startup.",
+                            "-1: none.", &settings.log_min_startup_wait_ms, -1, -1, INT_MAX, PGC_SIGHUP,
+                            GUC_UNIT_MS, nullptr, nullptr, nullptr);
+}
+
 void DefineClasses()
 {
     DefineCustomStringVariable(
@@ -191,6 +243,7 @@ void DefineSettings()
         "fatal ends the session: a client that ignores a failed BEGIN would go on in autocommit.",
         &settings.reject_as, kRejectAsError, reject_options, PGC_SIGHUP, 0, nullptr, nullptr, nullptr);
     DefineLimits();
+    DefineStartups();
     DefineClasses();
     MarkGUCPrefixReserved("weir");
 }

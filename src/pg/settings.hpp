@@ -41,6 +41,15 @@ struct Settings {
     int stall_timeout_ms;
     bool superuser_bypass;
     int reject_as;
+    int max_startups;
+    int startup_rate;
+    int startup_burst;
+    int startup_timeout_ms;
+    int startup_queue_size;
+    int startup_share;
+    int startup_sqlstate;
+    int failed_login_rate;
+    int log_min_startup_wait_ms;
     char *classes;
     char *session_class;
     char *class_map;

@@ -19,6 +19,9 @@ Shared *shared = nullptr;
 Gate gate;
 LWLock *gate_lock = nullptr;
 LWLock *rules_lock = nullptr;
+Gate startup_gate;
+StartupInfo *startup_infos = nullptr;
+LWLock *startup_lock = nullptr;
 
 namespace
 {
@@ -38,7 +41,8 @@ uint32_t TicketCount()
 Size SharedSize()
 {
     static_assert(PG_CACHE_LINE_SIZE % alignof(Shared) == 0 && sizeof(Shared) % alignof(Ticket) == 0);
-    return add_size(sizeof(Shared), Gate::TicketsSize(TicketCount()));
+    const Size tickets = Gate::TicketsSize(TicketCount());
+    return sizeof(Shared) + 2 * tickets + sizeof(StartupInfo) * TicketCount();
 }
 
 void RequestSharedMemory()
@@ -46,7 +50,7 @@ void RequestSharedMemory()
     if (previous_shmem_request_hook)
         previous_shmem_request_hook();
     RequestAddinShmemSpace(SharedSize());
-    RequestNamedLWLockTranche(kTranche, 2);
+    RequestNamedLWLockTranche(kTranche, 3);
 }
 
 // Runs in the postmaster, again after a crash restart; with EXEC_BACKEND also in every child.
@@ -61,13 +65,21 @@ void StartSharedMemory()
     LWLockPadded *locks = GetNamedLWLockTranche(kTranche);
     gate_lock = &locks[0].lock;
     rules_lock = &locks[1].lock;
+    startup_lock = &locks[2].lock;
     auto *tickets = reinterpret_cast<Ticket *>(static_cast<char *>(memory) + sizeof(Shared));
+    Ticket *startup_tickets = tickets + TicketCount();
+    startup_infos = reinterpret_cast<StartupInfo *>(startup_tickets + TicketCount());
     if (found) {
         shared = static_cast<Shared *>(memory);
         gate.Attach(&shared->gate, tickets, TicketCount());
+        startup_gate.Attach(&shared->startups.gate, startup_tickets, TicketCount());
     } else {
         shared = new (memory) Shared();
         gate.Init(&shared->gate, tickets, TicketCount());
+        startup_gate.Init(&shared->startups.gate, startup_tickets, TicketCount());
+        memset(static_cast<void *>(startup_infos), 0, sizeof(StartupInfo) * TicketCount());
+        // The clients of a server that comes back come back together: they wait for the launcher, a moment.
+        shared->supervision.last_tick.store(GetCurrentTimestamp());
         shared->statistics_since.store(GetCurrentTimestamp());
     }
     LWLockRelease(AddinShmemInitLock);
@@ -107,6 +119,26 @@ void PublishLimit()
     }
 }
 
+void PublishStartupSettings(const ClassSpecs &specs)
+{
+    StartupShared &s = shared->startups;
+    startup_gate.Configure(SpecsOfStartups(specs));
+    if (settings.max_startups < 0)
+        s.gate.limit.store(kStartupsPerCore * CurrentAdaptiveBounds().cores);
+    else
+        s.gate.limit.store(settings.max_startups == 0 ? kUnlimited
+                                                      : static_cast<uint32_t>(settings.max_startups));
+    s.paced.store(settings.max_startups < 0);
+    // A rate of the user's own is kept; the adaptive one is the launcher's next decision.
+    if (settings.max_startups >= 0 || settings.startup_rate > 0)
+        s.gate.pace.Set(settings.startup_rate, static_cast<uint32_t>(settings.startup_burst));
+    s.gate.queue_timeout_ms.store(settings.startup_timeout_ms);
+    s.gate.queue_size.store(static_cast<uint32_t>(settings.startup_queue_size));
+    s.failed_login_rate.store(static_cast<uint32_t>(settings.failed_login_rate));
+    s.log_min_wait_ms.store(settings.log_min_startup_wait_ms);
+    s.sqlstate.store(settings.startup_sqlstate);
+}
+
 } // namespace
 
 AdaptiveBounds CurrentAdaptiveBounds()
@@ -133,9 +165,14 @@ void PublishSettings()
     const bool lock = MyProc != nullptr;
     if (lock)
         LWLockAcquire(gate_lock, LW_EXCLUSIVE);
-    const uint32_t left_out = gate.Configure(specs);
-    if (lock)
+    const uint32_t left_out = gate.Configure(SpecsOfTransactions(specs));
+    if (lock) {
         LWLockRelease(gate_lock);
+        LWLockAcquire(startup_lock, LW_EXCLUSIVE);
+    }
+    PublishStartupSettings(specs);
+    if (lock)
+        LWLockRelease(startup_lock);
     if (left_out > 0)
         ereport(LOG, (errmsg("pg_weir: %u of the classes in weir.classes found no room", left_out),
                       errdetail("Sessions still run or wait in classes that were removed."),
@@ -151,6 +188,7 @@ void PublishSettings()
     if (to.mode.load() != settings.mode) {
         to.mode_since.store(GetCurrentTimestamp());
         g.enforcing.store(settings.mode == static_cast<int>(Mode::kEnforce) ? 1 : 0);
+        shared->startups.gate.enforcing.store(g.enforcing.load());
         to.mode.store(settings.mode);
     }
     to.generation.fetch_add(1);
@@ -170,6 +208,30 @@ void InstallSharedMemoryHooks()
     shmem_request_hook = RequestSharedMemory;
     previous_shmem_startup_hook = shmem_startup_hook;
     shmem_startup_hook = StartSharedMemory;
+}
+
+bool SupervisorIsAbsent(int64_t now)
+{
+    constexpr int64_t kAbsentUs = 10 * USECS_PER_SEC;
+    return now - shared->supervision.last_tick.load(std::memory_order_relaxed) > kAbsentUs;
+}
+
+void ReportAbsentSupervisor()
+{
+    if (shared->supervision.missed.exchange(1) == 0)
+        ereport(
+            LOG,
+            (errmsg("pg_weir: no launcher minds the queue, transactions and connections run over the limit"),
+             errhint("Its background worker is missing or stuck. Is max_worker_processes large enough?")));
+}
+
+void CallSupervisor()
+{
+    if (shared->supervision.napping.load(std::memory_order_seq_cst) == 0)
+        return;
+    const uint32_t ticket = shared->supervision.ticket.load();
+    if (ticket != 0)
+        WakeTicket(ticket - 1);
 }
 
 void WakeTicket(uint32_t id)

@@ -3,9 +3,13 @@
 // What pg_weir keeps in shared memory, and this process's way to it.
 
 #include "admission/adaptive_limit.hpp"
+#include "admission/failed_logins.hpp"
 #include "admission/gate.hpp"
 #include "admission/limit_history.hpp"
 #include "admission/query_rules.hpp"
+#include "admission/startup_gate.hpp"
+#include "admission/startup_pace.hpp"
+#include "admission/storm_log.hpp"
 #include "pg/prelude.hpp"
 #include "pg/settings.hpp"
 
@@ -30,11 +34,31 @@ struct Supervision {
     LimitHistory history;
 };
 
+// Connections that start. The gate's queues, the storm log and the failed logins are under startup_lock; the
+// settings are the launcher's, for processes that cannot read their own; counters are anybody's, relaxed.
+struct StartupShared {
+    GateShared gate;
+    StormLog storms;
+    FailedLogins failed_logins;
+    StartupPace pace;            // the launcher's; readers may see an update half done: it is for display
+    std::atomic<uint32_t> paced; // weir.max_startups = -1
+
+    std::atomic<uint32_t> failed_login_rate; // per address and second; 0: none
+    std::atomic<int32_t> log_min_wait_ms;    // -1: never
+    std::atomic<int32_t> sqlstate;           // of refusals, as errcode() takes it
+
+    std::atomic<uint64_t> cpu_us;   // processor time of the logins that finished
+    std::atomic<uint64_t> finished; // how many these are
+    std::atomic<uint64_t> held;     // failed logins whose answer was held back, since weir.reset()
+    std::atomic<uint32_t> held_now;
+};
+
 struct Shared {
     GateShared gate;
     RuntimeSettings settings;
     Supervision supervision;
     QueryRulesShared rules;
+    StartupShared startups;
     std::atomic<int64_t> statistics_since; // TimestampTz of the last weir.reset()
 };
 
@@ -42,6 +66,10 @@ extern Shared *shared; // null until shared_preload_libraries has done its work
 extern Gate gate;
 extern LWLock *gate_lock;  // queues, grants, class table
 extern LWLock *rules_lock; // query rules
+
+extern Gate startup_gate;          // its tickets: one per session, at the index of its PGPROC, like gate's
+extern StartupInfo *startup_infos; // one per ticket
+extern LWLock *startup_lock;       // its queues, grants, class table; storms; failed logins
 
 void InstallSharedMemoryHooks();
 
@@ -57,6 +85,14 @@ inline Mode CurrentMode()
 // weir.max_active = -1, in this process's settings.
 bool LimitIsAdaptive();
 AdaptiveBounds CurrentAdaptiveBounds();
+
+// Nobody minds the queues: neither lending nor the hidden deadlock would be seen, and no rate would ever let
+// anybody in. Then the limits must not bind.
+bool SupervisorIsAbsent(int64_t now);
+void ReportAbsentSupervisor(); // in the log, once
+
+// Somebody begins to wait: the launcher may be in a long sleep.
+void CallSupervisor();
 
 void WakeTicket(uint32_t id);
 void WakeAll(const WakeList &list);

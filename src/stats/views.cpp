@@ -1,54 +1,13 @@
 // The SQL functions behind the views. They read counters that others write meanwhile: each number is true,
 // their sum may be a transaction off.
 
-#include "pg/compat.hpp"
-#include "pg/shared.hpp"
-
-extern "C" {
-#include "access/htup_details.h"
-#include "funcapi.h"
-#include "utils/builtins.h"
-#include "utils/timestamp.h"
-#include "utils/tuplestore.h"
-}
+#include "stats/rows.hpp"
 
 namespace weir
 {
 
 namespace
 {
-
-// One row in the making: a cursor over its columns.
-struct Row {
-    static constexpr int kMaxColumns = 32;
-    Datum values[kMaxColumns];
-    bool nulls[kMaxColumns];
-    int count = 0;
-
-    void Put(Datum value)
-    {
-        nulls[count] = false;
-        values[count++] = value;
-    }
-    void PutNull()
-    {
-        nulls[count] = true;
-        values[count++] = 0;
-    }
-    void PutText(const char *text) { Put(CStringGetTextDatum(text)); }
-    void PutBool(bool value) { Put(BoolGetDatum(value)); }
-    void PutInt(uint32_t value) { Put(Int32GetDatum(static_cast<int32>(value))); }
-    void PutIntOrNull(bool known, uint32_t value) { known ? PutInt(value) : PutNull(); }
-    void PutCount(uint64_t value) { Put(Int64GetDatum(static_cast<int64>(value))); }
-    void PutReal(float value) { Put(Float4GetDatum(value)); }
-    void PutTime(TimestampTz value) { Put(TimestampTzGetDatum(value)); }
-    void PutInterval(int64_t us)
-    {
-        auto *interval = static_cast<Interval *>(palloc0(sizeof(Interval)));
-        interval->time = us;
-        Put(IntervalPGetDatum(interval));
-    }
-};
 
 struct ClassTotals {
     uint64_t admitted;
@@ -105,50 +64,6 @@ void PutCounters(Row *row, const ClassTotals &totals)
     row->PutCount(totals.lendings);
 }
 
-void PutWaits(Row *row, const HistogramSnapshot &waits)
-{
-    if (waits.Count() == 0) {
-        for (int i = 0; i < 4; i++)
-            row->PutNull();
-        return;
-    }
-    const double fractions[] = {0.5, 0.95, 0.99};
-    for (const double fraction : fractions)
-        row->PutInterval(static_cast<int64_t>(waits.Percentile(fraction)));
-    row->PutInterval(static_cast<int64_t>(waits.MaxUs()));
-}
-
-// The preloaded library, not one that a session loaded: then there would be no shared memory.
-void RequireShared()
-{
-    if (shared == nullptr)
-        ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE), errmsg("pg_weir is not loaded"),
-                        errhint("Add pg_weir to shared_preload_libraries and restart the server.")));
-}
-
-Datum ReturnRow(FunctionCallInfo fcinfo, Row *row)
-{
-    TupleDesc descriptor;
-    if (get_call_result_type(fcinfo, nullptr, &descriptor) != TYPEFUNC_COMPOSITE ||
-        descriptor->natts != row->count)
-        elog(ERROR, "pg_weir: the library and the SQL objects are of different versions");
-    return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(descriptor), row->values, row->nulls));
-}
-
-ReturnSetInfo *BeginRows(FunctionCallInfo fcinfo)
-{
-    RequireShared();
-    InitMaterializedSRF(fcinfo, 0);
-    return reinterpret_cast<ReturnSetInfo *>(fcinfo->resultinfo);
-}
-
-void AddRow(ReturnSetInfo *result, Row *row)
-{
-    if (result->setDesc->natts != row->count)
-        elog(ERROR, "pg_weir: the library and the SQL objects are of different versions");
-    tuplestore_putvalues(result->setResult, result->setDesc, row->values, row->nulls);
-}
-
 void AddClassRow(ReturnSetInfo *result, uint32_t class_id)
 {
     const GateClass &c = gate.group(class_id);
@@ -188,6 +103,52 @@ const char *TicketStateName(TicketState state)
         return "lent";
     }
     return "unknown";
+}
+
+void CopyPositions(const Gate &from, LWLock *lock, uint32_t *positions)
+{
+    LWLockAcquire(lock, LW_SHARED);
+    for (uint32_t i = 0; i < kMaxClasses; i++)
+        from.PositionsOf(i, positions);
+    LWLockRelease(lock);
+}
+
+void AddSession(ReturnSetInfo *result, uint32_t id, uint32_t position)
+{
+    const Ticket &t = gate.ticket(id);
+    const TicketState state = gate.State(id);
+    Row row;
+    row.PutInt(static_cast<uint32_t>(t.pid.load()));
+    row.PutText(gate.group(t.class_id.load()).name);
+    row.PutText(TicketStateName(state));
+    row.PutTime(t.since_us.load());
+    row.PutIntOrNull(state == TicketState::kWaiting, position);
+    for (int i = 0; i < 4; i++)
+        row.PutNull(); // pg_stat_activity knows them
+    AddRow(result, &row);
+}
+
+void AddConnection(ReturnSetInfo *result, uint32_t id, uint32_t position)
+{
+    const Ticket &t = startup_gate.ticket(id);
+    const StartupInfo &info = startup_infos[id];
+    const TicketState state = startup_gate.State(id);
+    const int64_t held_since = info.held_since_us.load();
+    char address[kAddressTextSize];
+    Row row;
+    row.PutInt(static_cast<uint32_t>(t.pid.load()));
+    row.PutText(held_since != 0 ? kFailedLoginClassName : startup_gate.group(t.class_id.load()).name);
+    row.PutText(held_since != 0 ? "held" : state == TicketState::kWaiting ? "waiting to start" : "starting");
+    row.PutTime(held_since != 0 ? held_since : t.since_us.load());
+    row.PutIntOrNull(state == TicketState::kWaiting, position);
+    row.PutText(info.role);
+    row.PutText(info.database);
+    row.PutText(info.application_name);
+    if (info.address.family == AddressFamily::kV4 || info.address.family == AddressFamily::kV6)
+        row.PutText(AddressText(info.address, address));
+    else
+        row.PutNull();
+    AddRow(result, &row);
 }
 
 } // namespace
@@ -264,23 +225,14 @@ WEIR_SQL_FUNCTION(weir_activity)
     ReturnSetInfo *result = BeginRows(fcinfo);
     // Position by counting forward: for all waiters together that is one walk of each queue.
     auto *positions = static_cast<uint32_t *>(palloc0(sizeof(uint32_t) * gate.ticket_count()));
-    LWLockAcquire(gate_lock, LW_SHARED);
-    for (uint32_t i = 0; i < kMaxClasses; i++)
-        gate.PositionsOf(i, positions);
-    LWLockRelease(gate_lock);
-    for (uint32_t id = 0; id < gate.ticket_count(); id++) {
-        const Ticket &t = gate.ticket(id);
-        const TicketState state = gate.State(id);
-        if (state == TicketState::kFree)
-            continue;
-        Row row;
-        row.PutInt(static_cast<uint32_t>(t.pid.load()));
-        row.PutText(gate.group(t.class_id.load()).name);
-        row.PutText(TicketStateName(state));
-        row.PutTime(t.since_us.load());
-        row.PutIntOrNull(state == TicketState::kWaiting, positions[id]);
-        AddRow(result, &row);
-    }
+    CopyPositions(gate, gate_lock, positions);
+    for (uint32_t id = 0; id < gate.ticket_count(); id++)
+        if (gate.State(id) != TicketState::kFree)
+            AddSession(result, id, positions[id]);
+    CopyPositions(startup_gate, startup_lock, positions);
+    for (uint32_t id = 0; id < startup_gate.ticket_count(); id++)
+        if (startup_gate.State(id) != TicketState::kFree || startup_infos[id].held_since_us.load() != 0)
+            AddConnection(result, id, positions[id]);
     return 0;
 }
 
@@ -288,6 +240,8 @@ WEIR_SQL_FUNCTION(weir_reset)
 {
     RequireShared();
     gate.ResetStatistics();
+    startup_gate.ResetStatistics();
+    shared->startups.held.store(0);
     shared->statistics_since.store(GetCurrentTimestamp());
     PG_RETURN_VOID();
 }

@@ -104,7 +104,7 @@ class Sessions
         do {
             wake.count = 0;
             Lock();
-            gate.Dispatch(&wake);
+            gate.Dispatch(0, &wake);
             Unlock();
             WakeAll(wake);
         } while (wake.Full());

@@ -183,7 +183,8 @@ sub nothing_left
 }
 
 # A client that speaks the protocol itself: it can send something and look later whether an answer came, costs no
-# process, and can vanish. Trust authentication over the node's socket, or over loopback (tcp => 1).
+# process, and can vanish. Trust authentication over the node's socket, or over loopback (tcp => 1). With async => 1 the
+# answer to the startup message is still to be read, with answer().
 package PgWeir::Session;
 
 use IO::Select;
@@ -206,6 +207,7 @@ sub new
 		$options{options} ? (options => $options{options}) : ());
 	my $body = pack('N', 196608) . join('', map { "$_\0$startup{$_}\0" } sort keys %startup) . "\0";
 	$self->_write(pack('N', length($body) + 4) . $body);
+	return $self if $options{async};
 	my $answer = $self->answer or die 'no answer to the startup message';
 	die "connection refused: $answer->{message}" if $answer->{code};
 	return $self;

@@ -52,7 +52,7 @@ class Controlled
         // One look counts every holder once, so the parts are off and the total is theirs.
         AdaptiveSample seen = sample;
         const double elsewhere = (sample.active - sample.running - sample.lock_waiting) * Noise();
-        for (double *figure : {&seen.running, &seen.lock_waiting, &seen.waiting, &seen.cpu_idle})
+        for (double *figure : {&seen.running, &seen.lock_waiting, &seen.waiting})
             *figure *= Noise();
         seen.active = seen.running + seen.lock_waiting + elsewhere;
         seen.finished = static_cast<uint64_t>(static_cast<double>(seen.finished) * Noise());
@@ -398,14 +398,14 @@ TEST(AdaptiveLimit, BoundsHoldUnderLightLoadToo)
 {
     AdaptiveState state;
     AdaptiveReset(&state, {2, 2, 1000});
-    EXPECT_EQ(AdaptiveUpdate(&state, {2, 30, 1000}, {0.1, 1, 0, 0, 0, 0, 10, 0.9}), 30u);
-    EXPECT_EQ(AdaptiveUpdate(&state, {2, 2, 5}, {0.1, 1, 0, 0, 0, 0, 10, 0.9}), 5u);
+    EXPECT_EQ(AdaptiveUpdate(&state, {2, 30, 1000}, {0.1, 1, 0, 0, 0, 0, 10}), 30u);
+    EXPECT_EQ(AdaptiveUpdate(&state, {2, 2, 5}, {0.1, 1, 0, 0, 0, 0, 10}), 5u);
 }
 
 // Two cores and 40 holders, of whom `running` run transactions of `cpu_s`.
 AdaptiveSample Busy(double running, double cpu_s)
 {
-    return {0.1, 40, running, 0, 0, 100, static_cast<uint64_t>(0.1 * std::min(running, 2.0) / cpu_s), 0};
+    return {0.1, 40, running, 0, 0, 100, static_cast<uint64_t>(0.1 * std::min(running, 2.0) / cpu_s)};
 }
 
 TEST(AdaptiveLimit, ShortTransactionsMayQueueForTheProcessors)
@@ -441,7 +441,7 @@ TEST(AdaptiveLimit, IdleServerKeepsItsStart)
     AdaptiveState state;
     AdaptiveReset(&state, {2, 2, 1000});
     for (int i = 0; i < 1000; i++)
-        EXPECT_EQ(AdaptiveUpdate(&state, {2, 2, 1000}, {0.1, 0, 0, 0, 0, 0, 0, 1}), 8u);
+        EXPECT_EQ(AdaptiveUpdate(&state, {2, 2, 1000}, {0.1, 0, 0, 0, 0, 0, 0}), 8u);
 }
 
 TEST(AdaptiveLimit, NeedsNeitherIdleShareNorFinishedCount)
@@ -452,7 +452,6 @@ TEST(AdaptiveLimit, NeedsNeitherIdleShareNorFinishedCount)
         with.For(5);
         for (int i = 0; i < 50; i++) {
             AdaptiveSample sample = without.server.Observe(kIntervalS, kLooks);
-            sample.cpu_idle = -1;
             sample.finished = 0;
             without.server.SetLimit(AdaptiveUpdate(&without.state, without.bounds, sample));
         }
@@ -466,7 +465,7 @@ TEST(AdaptiveLimit, NobodyActiveButManyWaiting)
     AdaptiveState state;
     AdaptiveReset(&state, {2, 2, 1000});
     for (int i = 0; i < 100; i++)
-        AdaptiveUpdate(&state, {2, 2, 1000}, {0.1, 0, 0, 0, 0, 100, 0, 0});
+        AdaptiveUpdate(&state, {2, 2, 1000}, {0.1, 0, 0, 0, 0, 100, 0});
     EXPECT_GE(state.limit, 8u) << "who waits while nobody runs must not be kept out";
 }
 
@@ -483,8 +482,8 @@ TEST(AdaptiveLimit, NeverOutOfBoundsWhateverComesIn)
     for (int i = 0; i < 200000; i++) {
         const AdaptiveBounds bounds = {random.Below(130), 1 + random.Below(50), 50 + random.Below(2000)};
         const uint64_t finished = random.Below(4) == 0 ? random.Next() : random.Below(5000);
-        const uint32_t limit = AdaptiveUpdate(
-            &state, bounds, {pick(), pick(), pick(), pick(), pick(), pick(), finished, pick()});
+        const uint32_t limit =
+            AdaptiveUpdate(&state, bounds, {pick(), pick(), pick(), pick(), pick(), pick(), finished});
         ASSERT_GE(limit, bounds.min);
         ASSERT_LE(limit, bounds.max);
         ASSERT_EQ(limit, state.limit);
@@ -500,7 +499,7 @@ TEST(AdaptiveLimit, RecoversFromAbsurdInput)
     Controlled controlled(2, 400, HotRows());
     controlled.For(3);
     AdaptiveUpdate(&controlled.state, controlled.bounds,
-                   {kInfinity, kInfinity, std::nan(""), -kInfinity, 1e300, kInfinity, 1, std::nan("")});
+                   {kInfinity, kInfinity, std::nan(""), -kInfinity, 1e300, kInfinity, 1});
     controlled.For(5);
     EXPECT_LE(controlled.state.limit, 12u);
     EXPECT_GE(controlled.state.limit, 3u);

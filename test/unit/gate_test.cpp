@@ -72,7 +72,7 @@ class GateTest : public ::testing::Test
     std::vector<uint32_t> Dispatch()
     {
         WakeList wake;
-        gate_.Dispatch(&wake);
+        gate_.Dispatch(0, &wake);
         return {wake.tickets, wake.tickets + wake.count};
     }
 
@@ -782,7 +782,7 @@ TEST_F(GateTest, AFullWakeListIsContinued)
     uint32_t rounds = 0;
     do {
         wake.count = 0;
-        gate_.Dispatch(&wake);
+        gate_.Dispatch(0, &wake);
         for (uint32_t i = 0; i < wake.count; i++)
             EXPECT_EQ(wake.tickets[i], next++);
         rounds++;
@@ -803,10 +803,10 @@ TEST_F(GateTest, DispatchAddsToWhatTheListHas)
     wake.count = WakeList::kCapacity;
     Enqueue(2);
     SetLimit(2);
-    gate_.Dispatch(&wake);
+    gate_.Dispatch(0, &wake);
     EXPECT_EQ(gate_.State(2), TicketState::kWaiting) << "no room to wake it";
     wake.count--;
-    gate_.Dispatch(&wake);
+    gate_.Dispatch(0, &wake);
     EXPECT_EQ(wake.tickets[WakeList::kCapacity - 1], 2u);
     Drain();
 }
@@ -973,7 +973,7 @@ class GateModelTest : public GateTest
         WakeList wake;
         wake.count = Random(8) == 0 ? WakeList::kCapacity - Random(3) : 0;
         const uint32_t from = wake.count;
-        gate_.Dispatch(&wake);
+        gate_.Dispatch(0, &wake);
         Replay(wake, from);
     }
 

@@ -86,7 +86,7 @@ class GateThreadsTest : public ::testing::Test
             wake.count = 0;
             {
                 const std::lock_guard<std::mutex> guard(lock_);
-                gate_.Dispatch(&wake);
+                gate_.Dispatch(0, &wake);
             }
             WakeAll(wake);
         } while (wake.Full());

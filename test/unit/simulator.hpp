@@ -146,7 +146,6 @@ class Server
     {
         AdaptiveSample sample = {};
         const uint64_t finished = finished_;
-        const double idle_us = idle_us_;
         for (int i = 0; i < looks; i++) {
             Run(interval_s * 1e6 / looks);
             sample.active += static_cast<double>(active_) / looks;
@@ -156,7 +155,6 @@ class Server
         }
         sample.interval_s = interval_s;
         sample.finished = finished_ - finished;
-        sample.cpu_idle = (idle_us_ - idle_us) / (interval_s * 1e6 * cores_);
         return sample;
     }
 
@@ -169,7 +167,6 @@ class Server
             const double timer_us = timers_.empty() ? kNever : timers_.top().at;
             const double next_us = std::min({job_us, timer_us, end_us});
             work_us_ += (next_us - now_us_) * rate;
-            idle_us_ += (next_us - now_us_) * (cores_ - rate * static_cast<double>(jobs_.size()));
             now_us_ = next_us;
             if (job_us > end_us && timer_us > end_us)
                 return;
@@ -372,7 +369,6 @@ class Server
     Events timers_;
     double now_us_ = 0;
     double work_us_ = 0; // what a job that was always there would have got
-    double idle_us_ = 0; // of all cores
     uint32_t active_ = 0;
     uint32_t running_ = 0;
     uint32_t lock_waiting_ = 0;

@@ -1,0 +1,372 @@
+# Connections at the gate: who waits, who never does, how each leaves, and that nothing stays behind.
+#
+# A login that holds its startup slot for as long as a test wants: its database is being renamed in a transaction that is
+# open, and InitPostgres waits for that.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib $FindBin::RealBin;
+use PgWeir;
+use PostgreSQL::Test::Utils;
+use Test::More;
+use Time::HiRes ();
+
+my $node = gated_node(
+	'connections',
+	'weir.max_startups' => 1,
+	'weir.max_active' => 0,
+	'max_connections' => 40,
+	'authentication_timeout' => '60s',
+	'log_connections' => 'on');
+my $admin = admin_of($node);
+$admin->query($_)
+  foreach 'CREATE DATABASE shop', "CREATE ROLE late LOGIN PASSWORD 'x'", 'CREATE ROLE boss LOGIN SUPERUSER',
+  'CREATE ROLE copyist LOGIN REPLICATION';
+
+sub startup
+{
+	my ($column, $class) = @_;
+	return $admin->value("SELECT $column FROM weir.stat_startup WHERE class = '" . ($class // 'default') . "'");
+}
+
+sub wait_for_starting_and_waiting
+{
+	my ($starting, $waiting) = @_;
+	return poll_until("$starting start, $waiting wait",
+		sub { $admin->value('SELECT starting, waiting FROM weir.startup_limit') eq $starting && startup_waiting() == $waiting });
+}
+
+sub startup_waiting { return $admin->value('SELECT waiting FROM weir.startup_limit') }
+
+# Holds the only startup slot until the returned sub is called.
+sub occupy_slot
+{
+	$admin->query('BEGIN');
+	$admin->query('ALTER DATABASE shop RENAME TO shop_renamed');
+	my $holder = app_of($node, database => 'shop', async => 1);
+	wait_for_starting_and_waiting(1, 0);
+	return sub {
+		$admin->query('ROLLBACK');
+		my $answer = $holder->answer;
+		$holder->close;
+		return $answer;
+	};
+}
+
+# Connections of these options, one behind the other in the queue.
+sub connect_waiting
+{
+	my ($count, %options) = @_;
+	my $before = startup_waiting();
+	return map {
+		my $session = app_of($node, async => 1, %options);
+		my $want = $before + $_;
+		poll_until("$want wait", sub { startup_waiting() == $want });
+		$session;
+	} 1 .. $count;
+}
+
+sub nobody_starts
+{
+	my ($name) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	my $left = '';
+	eval {
+		poll_until('nobody starts',
+			sub { ($left = join ' ', @{ $admin->query('SELECT starting, waiting FROM weir.startup_limit')->[0] }) eq '0 0' });
+	};
+	return is($left, '0 0', "$name: nobody starts or waits");
+}
+
+# ---- first come, first served
+
+{
+	my $free = occupy_slot();
+	my @waiters = connect_waiting(3, application_name => 'patient');
+	is($admin->value("SELECT string_agg(concat_ws(' ', role, database, application, state, position), '; ' ORDER BY position)
+			FROM weir.activity WHERE state = 'waiting to start'"),
+		join('; ', map { "app postgres patient waiting to start $_" } 0 .. 2), 'weir.activity shows who waits');
+	is($admin->value("SELECT string_agg(state || ' ' || database, ',') FROM weir.activity WHERE state = 'starting'"),
+		'starting shop', 'and who starts');
+	is($admin->value("SELECT count(*) FROM pg_stat_activity WHERE backend_xmin IS NOT NULL AND pid IN
+			(SELECT pid FROM weir.activity WHERE state = 'waiting to start')"), 0, 'no snapshot is seen to be held');
+	ok(!$waiters[0]->answered, 'they wait');
+	is($free->()->{code}, '', 'the holder is served');
+	is(join(' ', map { $_->answer->{status} } @waiters), 'I I I', 'and then all others');
+	$_->close foreach @waiters;
+	nobody_starts('served');
+	is(startup('queued'), 3, 'three had to wait');
+	isnt(startup('wait_max'), '', 'and are in the histogram');
+}
+
+# A session that runs holds no startup slot.
+{
+	my @sessions = map { app_of($node) } 1 .. 5;
+	nobody_starts('five sessions');
+	$_->close foreach @sessions;
+}
+
+# ---- who never waits
+
+{
+	my $free = occupy_slot();
+	my ($waiter) = connect_waiting(1);
+	my $began = Time::HiRes::time();
+	my $boss = app_of($node, user => 'boss');
+	is($boss->value('SELECT 1'), 1, 'a superuser comes in');
+	cmp_ok(Time::HiRes::time() - $began, '<', $PgWeir::at_once_s, 'at once');
+	$boss->close;
+	$node->command_ok(
+		[ 'pg_receivewal', '-d', $node->connstr('postgres') . ' user=copyist replication=true', '--create-slot', '-S', 's1' ],
+		'replication comes in');
+	is(startup('bypassed') >= 2, 1, 'both are counted');
+	ok(!$waiter->answered, 'the ordinary one waits on');
+	$free->();
+	is($waiter->answer->{code}, '', 'and is served');
+	$waiter->close;
+	nobody_starts('bypass');
+}
+
+# ---- ways out of the queue
+
+{
+	my $free = occupy_slot();
+	my ($first, $leaver, $last) = connect_waiting(3);
+	my $began = Time::HiRes::time();
+	$leaver->vanish;
+	poll_until('it has left', sub { startup_waiting() == 2 });
+	cmp_ok(Time::HiRes::time() - $began, '<', 1, 'a client that went away frees its place within a second');
+	is(startup('client_gone'), 1, 'counted as client_gone');
+
+	my $pid = $admin->value("SELECT pid FROM weir.activity WHERE state = 'waiting to start' AND position = 1");
+	$admin->query("SELECT pg_terminate_backend($pid)");
+	ok($last->answer->{closed}, 'pg_terminate_backend ends a waiter');
+	poll_until('it has left', sub { startup_waiting() == 1 });
+	is(startup('terminated'), 1, 'counted as terminated');
+
+	$free->();
+	is($first->answer->{code}, '', 'the one that stayed is served');
+	$first->close;
+	nobody_starts('leaving');
+}
+
+{
+	reconfigure($admin, 'weir.startup_queue_size' => 2);
+	my $free = occupy_slot();
+	my @waiters = connect_waiting(2);
+	my $answer = app_of($node, async => 1)->answer;
+	is($answer->{severity}, 'FATAL', 'queue full: FATAL');
+	is_refused($answer, qr/^2 wait, weir\.startup_queue_size is 2; class "default"\.$/, 'queue full');
+	is(startup('refused'), 1, 'counted as refused');
+	reconfigure($admin, 'weir.startup_sqlstate' => '57P03');
+	is(app_of($node, async => 1)->answer->{code}, '57P03', 'weir.startup_sqlstate');
+
+	reconfigure($admin, 'weir.startup_timeout' => '300ms', 'weir.startup_sqlstate' => '53300');
+	my @answers = map { $_->answer } @waiters;
+	is_refused($_, qr/1 connections start, the limit is 1 \(weir\.max_startups\); \d+ wait/, 'a timeout lowered while they wait')
+	  foreach @answers;
+	is(startup('timed_out'), 2, 'counted as timed_out');
+	$free->();
+	reconfigure($admin, 'weir.startup_timeout' => '30s', 'weir.startup_queue_size' => 0);
+	nobody_starts('refusals');
+}
+
+# The retry delay grows with the queue: one second where nothing is known of the pace, more with more ahead.
+{
+	reconfigure($admin, 'weir.startup_timeout' => '1s', 'authentication_timeout' => '60s');
+	my $free = occupy_slot();
+	my ($delay) = app_of($node, async => 1)->answer->{hint} =~ /([0-9.]+) s/;
+	cmp_ok($delay, '>=', 0.1, "a retry delay ($delay s)");
+	$free->();
+	reconfigure($admin, 'weir.startup_timeout' => '30s');
+}
+
+# ---- authentication_timeout ends later than the wait, and the client hears why
+
+{
+	reconfigure($admin, 'authentication_timeout' => '2s', 'weir.startup_timeout' => '30s');
+	my $free = occupy_slot();
+	my $log = -s $node->logfile;
+	my $began = Time::HiRes::time();
+	my $answer = app_of($node, async => 1)->answer;
+	is($answer->{code}, '53300', 'authentication_timeout: a refusal of ours');
+	cmp_ok(Time::HiRes::time() - $began, '<', 2, 'before it');
+	unlike(slurp_file($node->logfile, $log), qr/canceling authentication due to timeout/, 'which did not come');
+	$free->();
+	reconfigure($admin, 'authentication_timeout' => '60s');
+	nobody_starts('authentication_timeout');
+}
+
+# ---- reload while they wait
+
+{
+	my $free = occupy_slot();
+	my @waiters = connect_waiting(3);
+	reconfigure($admin, 'weir.max_startups' => 3);
+	is(join(' ', map { $_->answer->{status} } @waiters), 'I I I', 'the limit raised: they are served');
+	$_->close foreach @waiters;
+	reconfigure($admin, 'weir.max_startups' => 1);
+	@waiters = connect_waiting(3);
+	reconfigure($admin, 'weir.mode' => 'off');
+	is(join(' ', map { $_->answer->{status} } @waiters), 'I I I', 'switched off: they are served');
+	$_->close foreach @waiters;
+	reconfigure($admin, 'weir.mode' => 'observe');
+	my $before = startup('queued');
+	app_of($node)->close;
+	is(startup('queued'), $before + 1, 'observe: it is counted, and not held up');
+	reconfigure($admin, 'weir.mode' => 'enforce');
+	$free->();
+	nobody_starts('reload');
+}
+
+# ---- classes
+
+{
+	reconfigure($admin,
+		'weir.max_startups' => 0,
+		'weir.classes' => 'web: weight=4; jobs: max_startups=1',
+		'weir.class_map' => 'application_name=job* => jobs; role=app => web');
+	$admin->query('BEGIN');
+	$admin->query('ALTER DATABASE shop RENAME TO shop_renamed');
+	my $holder = app_of($node, database => 'shop', application_name => 'job1', async => 1);
+	poll_until('it starts', sub { startup('starting', 'jobs') == 1 });
+	my ($waiter) = connect_waiting(1, application_name => 'job2');
+	my $web = app_of($node);
+	is($web->value('SELECT 1'), 1, 'another class is not held up');
+	is(startup('admitted', 'web'), 1, 'it is counted in its own');
+	is(startup('waiting', 'jobs'), 1, 'the full one waits');
+	$admin->query('ROLLBACK');
+	is($_->answer->{code}, '', 'served') foreach $holder, $waiter;
+	$_->close foreach $holder, $waiter, $web;
+	nobody_starts('classes');
+
+	# A rate: the burst at once, the others one by one. With a minute between two nobody is served by accident.
+	reconfigure($admin, 'weir.classes' => 'web: startup_rate=1 startup_burst=3');
+	my @in = map { app_of($node) } 1 .. 3;
+	my ($late) = connect_waiting(1);
+	ok(!$late->answered, 'the fourth waits for its turn');
+	is($late->answer->{code}, '', 'which comes');
+	$_->close foreach @in, $late;
+	reconfigure($admin, 'weir.classes' => '', 'weir.class_map' => '', 'weir.max_startups' => 1);
+	nobody_starts('rates');
+}
+
+# ---- logins that fail
+
+{
+	my $answer = app_of($node, user => 'nobody_at_all', async => 1)->answer;
+	is($answer->{code}, '28000', 'trust, and no such role: the server refuses it');
+	nobody_starts('no such role');
+	my $hba = $node->data_dir . '/pg_hba.conf';
+	my $trust = slurp_file($hba);
+	open my $file, '>', $hba or die $!;
+	print $file "local all late reject\n$trust";
+	close $file;
+	reconfigure($admin, 'weir.failed_login_rate' => 0);
+	$admin->query('SELECT weir.reset()');
+	is(app_of($node, user => 'late', async => 1)->answer->{code}, '28000', 'rejected by pg_hba.conf');
+	is(startup('admitted', 'failed_login'), 1, 'a failed login is a class of its own');
+	is(startup('admitted'), 0, 'and in no other');
+
+	my $free = occupy_slot();
+	my ($failing) = connect_waiting(1, user => 'late');
+	is(startup('waiting', 'failed_login'), 1, 'it waits for its turn like all others');
+	$free->();
+	is($failing->answer->{code}, '28000', 'and hears then that it failed');
+
+	reconfigure($admin, 'weir.failed_login_rate' => 1);
+	my @guesses = map { app_of($node, user => 'late', async => 1) } 1 .. 3;
+	poll_until('one is held', sub { $admin->value("SELECT count(*) FROM weir.activity WHERE state = 'held'") > 0 });
+	my $good = app_of($node);
+	is($good->value('SELECT 1'), 1, 'others are not held');
+	$good->close;
+	is(join(' ', map { $_->answer->{code} } @guesses), '28000 28000 28000', 'all hear that they failed');
+	cmp_ok(startup('held', 'failed_login'), '>', 0, 'held ones are counted');
+	reconfigure($admin, 'weir.failed_login_rate' => 0);
+	nobody_starts('failed logins');
+}
+
+# ---- a storm is logged and kept
+
+{
+	my $log = -s $node->logfile;
+	reconfigure($admin, 'weir.log_min_startup_wait' => 0);
+	my $free = occupy_slot();
+	my @waiters = connect_waiting(12, application_name => 'crowd');
+	poll_until('a storm is seen', sub { $admin->value('SELECT count(*) FROM weir.storms WHERE ended IS NULL') == 1 });
+	is($admin->value('SELECT peak_waiting FROM weir.storms WHERE ended IS NULL') >= 10, 1, 'with its peak');
+	$free->();
+	$_->answer foreach @waiters;
+	$_->close foreach @waiters;
+	poll_until('the storm is over', sub { $admin->value('SELECT count(*) FROM weir.storms WHERE ended IS NULL') == 0 });
+	is($admin->value('SELECT arrivals, unserved FROM weir.storms LIMIT 1') . '/'
+		  . $admin->value('SELECT unserved FROM weir.storms LIMIT 1'), '12/0', 'how many came, and left unserved');
+	is($admin->value('SELECT roles FROM weir.storms LIMIT 1'), 'app (12)', 'who came: roles');
+	is($admin->value('SELECT addresses FROM weir.storms LIMIT 1'), 'local (12)', 'addresses');
+	is($admin->value('SELECT applications FROM weir.storms LIMIT 1'), 'crowd (12)', 'applications');
+	my $text = slurp_file($node->logfile, $log);
+	is(scalar(() = $text =~ /connection storm began/g), 1, 'one line when it begins');
+	like($text, qr/connection storm ended after [0-9.]+ s: at most 12 waited at once/, 'one line when it ends');
+	like($text, qr/Roles: app \(12\); addresses: local \(12\); applications: crowd \(12\)/, 'and who came');
+	like($text, qr/connection waited [0-9.]+ ms for its startup/, 'weir.log_min_startup_wait');
+	reconfigure($admin, 'weir.log_min_startup_wait' => -1);
+	nobody_starts('storm');
+}
+
+# ---- every ordinary place taken
+
+{
+	reconfigure($admin, 'weir.startup_timeout' => '60s', 'authentication_timeout' => '120s');
+	my $free = occupy_slot();
+	my @waiters;
+	my $answer;
+	until ($answer)
+	{
+		push @waiters, app_of($node, async => 1);
+		poll_until('it waits or is refused', sub { $waiters[-1]->answered || startup_waiting() == @waiters });
+		$answer = $waiters[-1]->answer if $waiters[-1]->answered;
+		last if @waiters > 60;
+	}
+	pop @waiters;
+	is_refused($answer, qr/wait, and nearly all of max_connections \(40\) is taken/, 'no place left');
+	cmp_ok(scalar @waiters, '>', 25, scalar(@waiters) . ' of 40 places wait');
+	my $began = Time::HiRes::time();
+	my $boss = app_of($node, user => 'boss');
+	is($boss->value('SELECT 1'), 1, 'a superuser comes in all the same');
+	cmp_ok(Time::HiRes::time() - $began, '<', 1, 'within a second');
+	$boss->close;
+
+	# A crash restart while they wait.
+	my $victim = $admin->value("SELECT pid FROM weir.activity WHERE state = 'starting'");
+	kill 'KILL', $victim;
+	$node->poll_query_until('postgres', 'SELECT true') or die 'the server does not come back';
+	$admin = admin_of($node);
+	nobody_starts('crash restart');
+	is(app_of($node)->value('SELECT 1'), 1, 'and everybody may come');
+}
+
+# ---- absurd startup packets
+
+{
+	foreach my $length (63, 64, 1000, 9000)
+	{
+		my $long = 'x' x $length;
+		foreach my $what (qw(user database application_name))
+		{
+			my $session = eval { app_of($node, $what => $long, async => 1) };
+			my $answer = $session && $session->answer;
+			ok($answer, "$what of $length bytes: an answer") or next;
+			$session->close;
+		}
+	}
+	my $odd = app_of($node, user => "\xff\xfe\x01", async => 1)->answer;
+	ok($odd && $odd->{code}, 'a name that is no text: an error');
+	nobody_starts('absurd packets');
+	ok(defined $admin->value('SELECT count(*) FROM weir.activity'), 'the views go on');
+}
+
+$node->stop;
+unlike(slurp_file($node->logfile), qr/PANIC|TRAP:|WARNING:  (?!terminating)/, 'no complaint in the log');
+done_testing();
