@@ -432,6 +432,12 @@ uint32_t Gate::FindClass(const char *name) const noexcept
     return kMaxClasses;
 }
 
+uint32_t Gate::FindClassOrDefault(const char *name) const noexcept
+{
+    const uint32_t found = name == nullptr ? kMaxClasses : FindClass(name);
+    return found == kMaxClasses ? kDefaultClass : found;
+}
+
 bool Gate::ClassIdle(const GateClass &c) const noexcept
 {
     return c.head == kNoTicket && ClassActive(c) == 0;

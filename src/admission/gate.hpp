@@ -246,7 +246,8 @@ class Gate
 
     uint32_t Active() const noexcept { return ActiveOf(shared_->load.load(std::memory_order_relaxed)); }
     uint32_t Waiting() const noexcept { return WaitingOf(shared_->load.load(std::memory_order_seq_cst)); }
-    uint32_t FindClass(const char *name) const noexcept; // kMaxClasses: none
+    uint32_t FindClass(const char *name) const noexcept;          // kMaxClasses: none
+    uint32_t FindClassOrDefault(const char *name) const noexcept; // null: the default class
     int32_t QueueTimeoutMs(uint32_t class_id) const noexcept;
     static TicketState StateOf(uint64_t word) noexcept { return static_cast<TicketState>(word & 0xff); }
     TicketState State(uint32_t id) const noexcept

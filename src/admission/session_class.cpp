@@ -15,18 +15,12 @@ namespace weir
 namespace
 {
 
-uint32_t FindClassOrDefault(const char *name)
-{
-    const uint32_t found = gate.FindClass(name);
-    return found == kMaxClasses ? kDefaultClass : found;
-}
-
 uint32_t LookUpClass()
 {
     if (settings.session_class != nullptr && settings.session_class[0] != '\0') {
         char name[kClassNameSize];
         ParseError error;
-        return ParseClassName(settings.session_class, name, &error) ? FindClassOrDefault(name)
+        return ParseClassName(settings.session_class, name, &error) ? gate.FindClassOrDefault(name)
                                                                     : kDefaultClass;
     }
     if (settings.class_rules == nullptr || settings.class_rules->count == 0 || MyBEEntry == nullptr)
@@ -36,8 +30,7 @@ uint32_t LookUpClass()
     identity.database = get_database_name(MyDatabaseId);
     identity.application_name = application_name;
     identity.address = ToAddress(MyBEEntry->st_clientaddr);
-    const char *name = MatchClass(*settings.class_rules, identity);
-    return name == nullptr ? kDefaultClass : FindClassOrDefault(name);
+    return gate.FindClassOrDefault(MatchClass(*settings.class_rules, identity));
 }
 
 } // namespace

@@ -2,6 +2,7 @@
 
 #include <sys/resource.h>
 
+#include "admission/gate_session.hpp"
 #include "admission/refusal.hpp"
 #include "admission/session_class.hpp"
 #include "pg/compat.hpp"
@@ -29,33 +30,17 @@ namespace weir
 namespace
 {
 
-constexpr long kLongestNapMs = 5000;
+// Nothing but termination is told apart: there is no statement yet, and no cancel key.
+Departure DepartureOf(Interrupt)
+{
+    return Departure::kTerminated;
+}
 
-// Whether this process holds a startup slot, and its ticket.
-bool starting = false;
-uint32_t my_ticket = kNoTicket;
+GateSession session = {&startup_gate, &startup_lock, StartupQueueWaitEvent, DepartureOf};
 
 StartupShared &Startups()
 {
     return shared->startups;
-}
-
-void WakeDispatched(bool somebody_waits)
-{
-    while (somebody_waits) {
-        WakeList wake;
-        LWLockAcquire(startup_lock, LW_EXCLUSIVE);
-        startup_gate.Dispatch(GetCurrentTimestamp(), &wake);
-        LWLockRelease(startup_lock);
-        WakeAll(wake);
-        somebody_waits = wake.Full();
-    }
-}
-
-void ReleaseSlot()
-{
-    starting = false;
-    WakeDispatched(startup_gate.Release(my_ticket));
 }
 
 // What the processors gave this process since its fork: the controller's price of a login.
@@ -73,44 +58,19 @@ void CountCost()
 // The first commit of the process is InitPostgres's. Its abort ends the process.
 void OnTransactionEnd(XactEvent event, void *)
 {
-    if (!starting || event != XACT_EVENT_COMMIT)
+    if (!session.holding || event != XACT_EVENT_COMMIT)
         return;
     CountCost();
-    ReleaseSlot();
-}
-
-void CountDeparture(uint32_t class_id, Departure departure, int64_t waited_us)
-{
-    GateClass &c = startup_gate.group(class_id);
-    c.departures[static_cast<size_t>(departure)].fetch_add(1, std::memory_order_relaxed);
-    if (departure != Departure::kRefused)
-        c.waits.Record(waited_us);
-}
-
-// Out of the queue, whichever way. False: the slot was granted in the same moment, and is now held.
-bool LeaveQueue(Departure departure)
-{
-    LWLockAcquire(startup_lock, LW_EXCLUSIVE);
-    const bool left = startup_gate.Leave(my_ticket);
-    LWLockRelease(startup_lock);
-    const Ticket &t = startup_gate.ticket(my_ticket);
-    if (left)
-        CountDeparture(t.class_id.load(), departure, GetCurrentTimestamp() - t.since_us.load());
-    else
-        starting = true;
-    return left;
+    session.Release();
 }
 
 void OnProcessExit(int, Datum)
 {
-    if (startup_gate.State(my_ticket) == TicketState::kWaiting)
-        LeaveQueue(Departure::kTerminated);
-    if (startup_gate.State(my_ticket) != TicketState::kFree)
-        ReleaseSlot();
-    StartupInfo &info = startup_infos[my_ticket];
+    session.Drop();
+    StartupInfo &info = startup_infos[session.ticket];
     if (info.held_since_us.exchange(0) != 0)
         Startups().held_now.fetch_sub(1);
-    startup_gate.ticket(my_ticket).pid.store(0);
+    startup_gate.ticket(session.ticket).pid.store(0);
 }
 
 // ---- who is judged ------------------------------------------------------------------------------
@@ -126,14 +86,13 @@ void CopyAscii(char *to, const char *from)
 
 void Register(const ClientPort &port)
 {
-    my_ticket = MyTicketId();
-    StartupInfo &info = startup_infos[my_ticket];
+    session.Register();
+    StartupInfo &info = startup_infos[session.ticket];
     CopyAscii(info.role, port.role);
     CopyAscii(info.database, port.database);
     CopyAscii(info.application_name, port.application_name);
     info.address = port.address;
     info.held_since_us.store(0);
-    startup_gate.ticket(my_ticket).pid.store(MyProcPid);
     on_shmem_exit(OnProcessExit, 0);
     RegisterXactCallback(OnTransactionEnd, nullptr);
 }
@@ -149,9 +108,7 @@ bool IsExempt(const ClientPort &port)
 
 uint32_t ClassOf(const ClientPort &port, bool failed)
 {
-    const char *name = failed ? kFailedLoginClassName : MappedClass(port);
-    const uint32_t found = name == nullptr ? kMaxClasses : startup_gate.FindClass(name);
-    return found == kMaxClasses ? kDefaultClass : found;
+    return startup_gate.FindClassOrDefault(failed ? kFailedLoginClassName : MappedClass(port));
 }
 
 int SparePlaces()
@@ -182,55 +139,7 @@ int64_t AuthenticationLeftUs(int64_t now)
 
 int64_t LeftUs(uint32_t class_id, int64_t began, int64_t now)
 {
-    const int64_t timeout_us = startup_gate.QueueTimeoutMs(class_id) * INT64CONST(1000);
-    const int64_t own = timeout_us == 0 ? PG_INT64_MAX : timeout_us - (now - began);
-    return Min(own, AuthenticationLeftUs(now));
-}
-
-long NapMs(int64_t left_us)
-{
-    return left_us / 1000 >= kLongestNapMs ? kLongestNapMs : static_cast<long>((left_us + 999) / 1000);
-}
-
-// Somebody ends this process: takes it out of the queue, and lets that happen.
-void HandleInterrupts()
-{
-    if (PendingInterrupt() != Interrupt::kNone)
-        LeaveQueue(Departure::kTerminated);
-    CHECK_FOR_INTERRUPTS();
-}
-
-// False: the time was over. True: the slot is held, or (if an interrupt did nothing) the queue was left.
-bool WaitForSlot(uint32_t class_id, int64_t began)
-{
-    for (;;) {
-        ResetLatch(MyLatch);
-        if (startup_gate.State(my_ticket) != TicketState::kWaiting)
-            break;
-        const int64_t now = GetCurrentTimestamp();
-        const int64_t left_us = LeftUs(class_id, began, now);
-        if (left_us <= 0) {
-            if (LeaveQueue(Departure::kTimedOut))
-                return false;
-            break;
-        }
-        if (SupervisorIsAbsent(now)) {
-            LWLockAcquire(startup_lock, LW_EXCLUSIVE);
-            startup_gate.GrantOver(my_ticket);
-            LWLockRelease(startup_lock);
-            ReportAbsentSupervisor();
-            break;
-        }
-        HandleInterrupts();
-        if (startup_gate.State(my_ticket) == TicketState::kFree)
-            return true;
-        if (WaitForLatchOrClient(NapMs(left_us), StartupQueueWaitEvent()) == Woken::kClientGone &&
-            LeaveQueue(Departure::kClientGone))
-            proc_exit(0); // nobody is left to be told, and the log has connections that end so every day
-    }
-    starting = true;
-    startup_gate.group(class_id).waits.Record(GetCurrentTimestamp() - began);
-    return true;
+    return Min(session.LeftUs(class_id, began, now), AuthenticationLeftUs(now));
 }
 
 void LogWait(int64_t began)
@@ -240,35 +149,30 @@ void LogWait(int64_t began)
     if (threshold_ms >= 0 && waited_us >= threshold_ms * 1000)
         ereport(LOG,
                 (errmsg("connection waited %.3f ms for its startup", static_cast<double>(waited_us) / 1000),
-                 errdetail("user=%s database=%s application_name=%s", startup_infos[my_ticket].role,
-                           startup_infos[my_ticket].database, startup_infos[my_ticket].application_name)));
+                 errdetail("user=%s database=%s application_name=%s", startup_infos[session.ticket].role,
+                           startup_infos[session.ticket].database,
+                           startup_infos[session.ticket].application_name)));
 }
 
 // A failed login that may not wait is answered at once: it gets the refusal that it was due anyway.
 void AdmitSlowly(uint32_t class_id, bool failed)
 {
     const int64_t began = GetCurrentTimestamp();
-    const StartupInfo &info = startup_infos[my_ticket];
+    const StartupInfo &info = startup_infos[session.ticket];
     const bool places = HaveFreePlaces(SparePlaces());
-    WakeList wake;
-    LWLockAcquire(startup_lock, LW_EXCLUSIVE);
-    Admission admission = startup_gate.Enqueue(my_ticket, class_id, began, &wake);
-    if (admission == Admission::kQueued && !places) {
-        startup_gate.Leave(my_ticket);
-        admission = Admission::kFull;
-    }
-    if (admission != Admission::kGranted)
-        Startups().storms.Arrive(info.role, info.address, info.application_name);
-    LWLockRelease(startup_lock);
-    WakeAll(wake);
-    WakeDispatched(wake.Full());
-
-    switch (admission) {
+    const auto judge = [&](Admission admission) {
+        if (admission == Admission::kQueued && !places) {
+            startup_gate.Leave(session.ticket);
+            admission = Admission::kFull;
+        }
+        if (admission != Admission::kGranted)
+            Startups().storms.Arrive(info.role, info.address, info.application_name);
+        return admission;
+    };
+    switch (session.Enqueue(class_id, began, judge)) {
     case Admission::kGranted:
-        starting = true;
         return;
     case Admission::kFull:
-        CountDeparture(class_id, Departure::kRefused, 0);
         if (!failed)
             RefuseStartupQueueFull(class_id, places);
         return;
@@ -277,9 +181,12 @@ void AdmitSlowly(uint32_t class_id, bool failed)
     }
     CallSupervisor();
     DropSnapshot();
-    const bool served = WaitForSlot(class_id, began);
+    const WaitEnd end =
+        session.Wait(class_id, began, [=](int64_t now) { return LeftUs(class_id, began, now); });
+    if (end == WaitEnd::kClientGone)
+        proc_exit(0); // nobody is left to be told, and the log has connections that end so every day
     LogWait(began);
-    if (!served && !failed)
+    if (end == WaitEnd::kTimedOut && !failed)
         RefuseStartupTimedOut(class_id, GetCurrentTimestamp() - began);
     (void)GetTransactionSnapshot(); // InitPostgres believes that it has one
 }
@@ -305,17 +212,14 @@ void HoldFailedLogin(const Address &address)
     const int64_t longest = LeftUs(kDefaultClass, began, began);
     LWLockAcquire(startup_lock, LW_EXCLUSIVE);
     const int64_t hold_us = s.failed_logins.Judge(address, rate, began, longest);
-    const bool hold = hold_us > 0 && s.held_now.load() < MostHeld();
+    const bool hold = hold_us > 0 && s.held_now.load() < MostHeld() && CurrentMode() == Mode::kEnforce;
     if (hold)
         s.held_now.fetch_add(1);
     LWLockRelease(startup_lock);
-    if (!hold || CurrentMode() != Mode::kEnforce) {
-        if (hold)
-            s.held_now.fetch_sub(1);
+    if (!hold)
         return;
-    }
     s.held.fetch_add(1, std::memory_order_relaxed);
-    StartupInfo &info = startup_infos[my_ticket];
+    StartupInfo &info = startup_infos[session.ticket];
     info.held_since_us.store(began);
     DropSnapshot();
     for (;;) {
@@ -324,7 +228,7 @@ void HoldFailedLogin(const Address &address)
         const int64_t left_us = began + hold_us - GetCurrentTimestamp();
         if (left_us <= 0)
             break;
-        if (WaitForLatchOrClient(NapMs(left_us), StartupQueueWaitEvent()) == Woken::kClientGone)
+        if (WaitForLatchOrClient(GateSession::NapMs(left_us), StartupQueueWaitEvent()) == Woken::kClientGone)
             proc_exit(0);
     }
     info.held_since_us.store(0);
@@ -338,8 +242,8 @@ void Observe(uint32_t class_id, int64_t now)
     LWLockAcquire(startup_lock, LW_EXCLUSIVE);
     const bool too_soon = startup_gate.IsTooSoon(class_id, now);
     LWLockRelease(startup_lock);
-    starting = true;
-    if (startup_gate.AcquireUncontrolled(my_ticket, class_id, now) || too_soon)
+    session.holding = true;
+    if (startup_gate.AcquireUncontrolled(session.ticket, class_id, now) || too_soon)
         startup_gate.group(class_id).queued.fetch_add(1, std::memory_order_relaxed);
 }
 
@@ -360,8 +264,8 @@ void JudgeConnection(const ClientPort &port, int status)
     const int64_t now = GetCurrentTimestamp();
     if (CurrentMode() == Mode::kObserve)
         Observe(class_id, now);
-    else if (startup_gate.TryAcquire(my_ticket, class_id, now))
-        starting = true;
+    else if (startup_gate.TryAcquire(session.ticket, class_id, now))
+        session.holding = true;
     else
         AdmitSlowly(class_id, failed);
 }

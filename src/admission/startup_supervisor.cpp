@@ -1,5 +1,6 @@
 #include "admission/startup_supervisor.hpp"
 
+#include "admission/gate_session.hpp"
 #include "pg/compat.hpp"
 #include "pg/shared.hpp"
 
@@ -70,18 +71,6 @@ int64_t LookAtTickets(StartupSupervisor *s, int64_t now)
     return oldest_wait_us;
 }
 
-void Dispatch(int64_t now)
-{
-    WakeList wake;
-    do {
-        wake.count = 0;
-        LWLockAcquire(startup_lock, LW_EXCLUSIVE);
-        startup_gate.Dispatch(now, &wake);
-        LWLockRelease(startup_lock);
-        WakeAll(wake);
-    } while (wake.Full());
-}
-
 void AppendTop(StringInfo to, const char *what, const StormTop (&top)[kStormTop])
 {
     for (const StormTop &entry : top)
@@ -148,7 +137,7 @@ void SuperviseStartups(StartupSupervisor *s, int64_t now)
     const bool somebody_waits = startup_gate.Waiting() > 0;
     const int64_t oldest_wait_us = somebody_waits ? LookAtTickets(s, now) : 0;
     if (somebody_waits)
-        Dispatch(now);
+        DispatchSlots(&startup_gate, startup_lock);
     WatchForStorm(now, oldest_wait_us);
 }
 

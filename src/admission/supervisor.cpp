@@ -1,5 +1,6 @@
 #include "admission/supervisor.hpp"
 
+#include "admission/gate_session.hpp"
 #include "admission/startup_supervisor.hpp"
 #include "pg/compat.hpp"
 #include "pg/machine.hpp"
@@ -423,14 +424,7 @@ void DispatchAll()
     if (gate.Waiting() == 0 ||
         (g.enforcing.load() != 0 && g.shaped.load() == 0 && gate.Active() >= g.limit.load()))
         return;
-    WakeList wake;
-    do {
-        wake.count = 0;
-        LWLockAcquire(gate_lock, LW_EXCLUSIVE);
-        gate.Dispatch(0, &wake);
-        LWLockRelease(gate_lock);
-        WakeAll(wake);
-    } while (wake.Full());
+    DispatchSlots(&gate, gate_lock);
 }
 
 long NapMs(const Census &census)

@@ -1,5 +1,6 @@
 #include "admission/transaction_gate.hpp"
 
+#include "admission/gate_session.hpp"
 #include "admission/query_shedding.hpp"
 #include "admission/refusal.hpp"
 #include "admission/session_class.hpp"
@@ -16,7 +17,6 @@ extern "C" {
 #include "executor/executor.h"
 #include "replication/walsender.h"
 #include "storage/ipc.h"
-#include "storage/latch.h"
 #include "tcop/pquery.h"
 #include "tcop/utility.h"
 #include "utils/acl.h"
@@ -36,74 +36,25 @@ ExecutorRun_hook_type previous_executor_run;
 ExecutorEnd_hook_type previous_executor_end;
 ProcessUtility_hook_type previous_process_utility;
 
-// A waiter looks at the world this often even if nobody wakes it: the fallback for a launcher that is gone.
-constexpr long kLongestNapMs = 5000;
+Departure DepartureOf(Interrupt interrupt)
+{
+    static constexpr Departure departures[] = {Departure::kCount, Departure::kCancelled,
+                                               Departure::kStatementTimeout, Departure::kTerminated};
+    return departures[static_cast<int>(interrupt)];
+}
 
-// This backend's state. `holding`: the ticket is held or lent. `judged`: the transaction that the gate has
-// seen.
-bool holding = false;
+// This backend's state. `judged`: the transaction that the gate has seen.
+GateSession session = {&gate, &gate_lock, TransactionQueueWaitEvent, DepartureOf};
 LocalTransactionId judged = InvalidLocalTransactionId;
 int utility_depth = 0;
-uint32_t my_ticket = kNoTicket;
-
-void WakeDispatched(bool somebody_waits)
-{
-    while (somebody_waits) {
-        WakeList wake;
-        LWLockAcquire(gate_lock, LW_EXCLUSIVE);
-        gate.Dispatch(0, &wake);
-        LWLockRelease(gate_lock);
-        WakeAll(wake);
-        somebody_waits = wake.Full();
-    }
-}
-
-void ReleaseSlot()
-{
-    holding = false;
-    WakeDispatched(gate.Release(my_ticket));
-}
-
-void CountDeparture(uint32_t class_id, Departure departure, int64_t waited_us)
-{
-    GateClass &c = gate.group(class_id);
-    c.departures[static_cast<size_t>(departure)].fetch_add(1, std::memory_order_relaxed);
-    if (departure != Departure::kRefused)
-        c.waits.Record(waited_us);
-}
-
-// Out of the queue, whichever way. False: the slot was granted in the same moment, and is now held.
-bool LeaveQueue(Departure departure)
-{
-    LWLockAcquire(gate_lock, LW_EXCLUSIVE);
-    const bool left = gate.Leave(my_ticket);
-    LWLockRelease(gate_lock);
-    const Ticket &t = gate.ticket(my_ticket);
-    if (left)
-        CountDeparture(t.class_id.load(), departure, GetCurrentTimestamp() - t.since_us.load());
-    else
-        holding = true;
-    return left;
-}
-
-// The safety net of every way out: what an error between two lines here might have left.
-void DropTicket()
-{
-    if (my_ticket == kNoTicket)
-        return;
-    if (gate.State(my_ticket) == TicketState::kWaiting)
-        LeaveQueue(Departure::kTerminated);
-    if (gate.State(my_ticket) != TicketState::kFree)
-        ReleaseSlot();
-}
 
 // After ShutdownPostgres has aborted the transaction and its locks are gone, before ProcKill gives the PGPROC
 // away.
 void OnProcessExit(int, Datum)
 {
-    DropTicket();
-    gate.ticket(my_ticket).pid.store(0);
-    gate.ticket(my_ticket).served.store(0);
+    session.Drop();
+    gate.ticket(session.ticket).pid.store(0);
+    gate.ticket(session.ticket).served.store(0);
 }
 
 void OnResourceRelease(ResourceReleasePhase phase, bool, bool is_top_level, void *)
@@ -113,10 +64,10 @@ void OnResourceRelease(ResourceReleasePhase phase, bool, bool is_top_level, void
     if (utility_depth > 0)
         return; // a procedure's COMMIT or ROLLBACK: it goes on (an error ends the utility statement first)
     LeaveAllQueries();
-    if (holding)
-        ReleaseSlot();
-    else if (my_ticket != kNoTicket && gate.State(my_ticket) != TicketState::kFree)
-        DropTicket();
+    if (session.holding)
+        session.Release();
+    else
+        session.Drop();
 }
 
 // ---- who is judged ------------------------------------------------------------------------------
@@ -124,15 +75,6 @@ void OnResourceRelease(ResourceReleasePhase phase, bool, bool is_top_level, void
 bool IsClientBackend()
 {
     return MyBackendType == B_BACKEND && !am_walsender && MyProcPort != nullptr;
-}
-
-void RegisterTicket()
-{
-    my_ticket = MyTicketId();
-    gate.ticket(my_ticket).served.store(0);
-    gate.ticket(my_ticket).connected_us.store(GetCurrentTimestamp());
-    gate.ticket(my_ticket).pid.store(MyProcPid);
-    on_shmem_exit(OnProcessExit, 0);
 }
 
 // A transaction that began before the mode was switched on, or has written something, may hold locks: too
@@ -176,87 +118,14 @@ void CountBypass(uint32_t class_id)
 
 // ---- waiting ------------------------------------------------------------------------------------
 
-void GoUnattended()
-{
-    LWLockAcquire(gate_lock, LW_EXCLUSIVE);
-    gate.GrantOver(my_ticket);
-    LWLockRelease(gate_lock);
-    ReportAbsentSupervisor();
-}
-
-// Leaves the queue if the session is about to be cancelled or ended, and lets that happen.
-void HandleInterrupts()
-{
-    static constexpr Departure departures[] = {Departure::kCount, Departure::kCancelled,
-                                               Departure::kStatementTimeout, Departure::kTerminated};
-    const Interrupt interrupt = PendingInterrupt();
-    if (interrupt != Interrupt::kNone)
-        LeaveQueue(departures[static_cast<int>(interrupt)]);
-    CHECK_FOR_INTERRUPTS();
-}
-
-// How long to sleep until the class's timeout, which a reload may change meanwhile; 0: it is over. -1: no
-// timeout.
-long RemainingMs(uint32_t class_id, int64_t waited_us)
-{
-    const int32_t timeout_ms = gate.QueueTimeoutMs(class_id);
-    if (timeout_ms == 0)
-        return -1;
-    const int64_t left_us = timeout_ms * INT64CONST(1000) - waited_us;
-    return left_us <= 0 ? 0 : static_cast<long>((left_us + 999) / 1000);
-}
-
-// Returns with the slot held; or, in a case that is not known to happen, without it and out of the queue; or
-// not at all.
-void WaitForSlot(uint32_t class_id, int64_t began)
-{
-    for (;;) {
-        ResetLatch(MyLatch);
-        // Held; or lent already, if it was granted and then stalled before this process was scheduled again.
-        if (gate.State(my_ticket) != TicketState::kWaiting)
-            break;
-        const int64_t now = GetCurrentTimestamp();
-        const long remaining = RemainingMs(class_id, now - began);
-        if (remaining == 0) {
-            if (!LeaveQueue(Departure::kTimedOut))
-                break;
-            RefuseTimedOut(class_id, now - began);
-        }
-        if (SupervisorIsAbsent(now)) {
-            GoUnattended();
-            break;
-        }
-        HandleInterrupts();
-        // An interrupt that took us out of the queue, and was counted, and then did nothing: run, rather than
-        // queue anew.
-        if (gate.State(my_ticket) == TicketState::kFree)
-            return;
-        const long nap = remaining < 0 || remaining > kLongestNapMs ? kLongestNapMs : remaining;
-        if (WaitForLatchOrClient(nap, TransactionQueueWaitEvent()) == Woken::kClientGone &&
-            LeaveQueue(Departure::kClientGone))
-            EndForLostClient();
-    }
-    holding = true;
-    gate.group(class_id).waits.Record(GetCurrentTimestamp() - began);
-}
-
 // The way of a transaction that found no free slot, or whose class needs the lock to be judged.
 template <typename Drop, typename Retake> void AdmitSlowly(uint32_t class_id, Drop drop, Retake retake)
 {
     const int64_t began = GetCurrentTimestamp();
-    WakeList wake;
-    LWLockAcquire(gate_lock, LW_EXCLUSIVE);
-    const Admission admission = gate.Enqueue(my_ticket, class_id, began, &wake);
-    LWLockRelease(gate_lock);
-    WakeAll(wake);
-    WakeDispatched(wake.Full());
-
-    switch (admission) {
+    switch (session.Enqueue(class_id, began, [](Admission admission) { return admission; })) {
     case Admission::kGranted:
-        holding = true;
         return;
     case Admission::kFull:
-        CountDeparture(class_id, Departure::kRefused, 0);
         RefuseQueueFull(class_id);
         return;
     case Admission::kQueued:
@@ -264,21 +133,32 @@ template <typename Drop, typename Retake> void AdmitSlowly(uint32_t class_id, Dr
     }
     CallSupervisor();
     const DroppedSnapshot dropped = drop();
-    WaitForSlot(class_id, began);
+    switch (
+        session.Wait(class_id, began, [=](int64_t now) { return session.LeftUs(class_id, began, now); })) {
+    case WaitEnd::kTimedOut:
+        RefuseTimedOut(class_id, GetCurrentTimestamp() - began);
+        return;
+    case WaitEnd::kClientGone:
+        EndForLostClient();
+        return;
+    case WaitEnd::kHeld:
+    case WaitEnd::kInterrupted:
+        break;
+    }
     retake(dropped);
 }
 
 void Observe(uint32_t class_id)
 {
     GateClass &c = gate.group(class_id);
-    holding = true;
-    if (!gate.AcquireUncontrolled(my_ticket, class_id, GetCurrentStatementStartTimestamp()))
+    session.holding = true;
+    if (!gate.AcquireUncontrolled(session.ticket, class_id, GetCurrentStatementStartTimestamp()))
         return;
     c.queued.fetch_add(1, std::memory_order_relaxed);
     const uint32_t size = gate.shared().queue_size.load(std::memory_order_relaxed);
     const uint32_t limit = gate.shared().limit.load(std::memory_order_relaxed);
     if (size != 0 && gate.Active() > limit + size)
-        CountDeparture(class_id, Departure::kRefused, 0);
+        session.CountDeparture(class_id, Departure::kRefused, 0);
 }
 
 // Judges the transaction once. `query_desc` is null at BEGIN and for a utility statement.
@@ -287,8 +167,10 @@ template <typename Drop, typename Retake> void Judge(const QueryDesc *query_desc
     judged = CurrentLxid();
     if (!IsClientBackend() || !MayBeJudged())
         return;
-    if (my_ticket == kNoTicket)
-        RegisterTicket();
+    if (session.ticket == kNoTicket) {
+        session.Register();
+        on_shmem_exit(OnProcessExit, 0);
+    }
 
     const uint32_t class_id = SessionClass();
     const bool bypass = shared->settings.superuser_bypass.load(std::memory_order_relaxed);
@@ -300,8 +182,8 @@ template <typename Drop, typename Retake> void Judge(const QueryDesc *query_desc
         Observe(class_id);
         return;
     }
-    if (gate.TryAcquire(my_ticket, class_id, GetCurrentStatementStartTimestamp())) {
-        holding = true;
+    if (gate.TryAcquire(session.ticket, class_id, GetCurrentStatementStartTimestamp())) {
+        session.holding = true;
         return;
     }
     // Asked last: it reads the catalogs, and matters only to one who would have to wait.
@@ -314,16 +196,16 @@ template <typename Drop, typename Retake> void Judge(const QueryDesc *query_desc
 
 bool NeedsJudgement()
 {
-    return judged != CurrentLxid() && utility_depth == 0 && !holding;
+    return judged != CurrentLxid() && utility_depth == 0 && !session.holding;
 }
 
 // The owner of a slot does something: it is not silent, and if its slot was lent it has it back.
 void Touch()
 {
-    if (!holding)
+    if (!session.holding)
         return;
-    gate.Beat(my_ticket);
-    gate.Reclaim(my_ticket);
+    gate.Beat(session.ticket);
+    gate.Reclaim(session.ticket);
 }
 
 // ---- hooks --------------------------------------------------------------------------------------
