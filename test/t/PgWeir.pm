@@ -184,7 +184,7 @@ sub nothing_left
 
 # A client that speaks the protocol itself: it can send something and look later whether an answer came, costs no
 # process, and can vanish. Trust authentication over the node's socket, or over loopback (tcp => 1). With async => 1 the
-# answer to the startup message is still to be read, with answer().
+# answer to the startup message is still to be read, with answer(). A password, if it is asked for in clear text.
 package PgWeir::Session;
 
 use IO::Select;
@@ -199,7 +199,7 @@ sub new
 	  ? IO::Socket::INET->new('127.0.0.1:' . $node->port)
 	  : IO::Socket::UNIX->new($node->host . '/.s.PGSQL.' . $node->port);
 	die "connect: $!" unless $socket;
-	my $self = bless { socket => $socket, in => '', answers => [], current => _no_answer() }, $class;
+	my $self = bless { socket => $socket, password => $options{password} // '', in => '', answers => [], current => _no_answer() }, $class;
 	my %startup = (
 		user => $options{user} // 'app',
 		database => $options{database} // 'postgres',
@@ -373,6 +373,7 @@ sub _take
 		$answer->{status} = $body;
 		$self->_answered;
 	}
+	elsif ($type eq 'R' && unpack('N', $body) == 3) { $self->_message(p => "$self->{password}\0") }
 	elsif ($type eq 'K') { $self->{pid} = unpack('N', $body) }
 	elsif ($type eq 'D') { push @{ $answer->{rows} }, _columns($body) }
 	elsif ($type eq 'd') { push @{ $answer->{rows} }, [ $body =~ /(.*)/ ] }
