@@ -35,6 +35,9 @@ SELECT mode, adaptive, limit_now > 0 AS has_limit, limit_reason IS NOT NULL AS h
 FROM weir.stat_admission;
 SELECT class, weight, reserved, max_active, queue_size, queue_timeout FROM weir.stat_class;
 SELECT count(*) FROM weir.activity WHERE pid = pg_backend_pid();
+SELECT class, weight, max_startups, startup_rate, waiting FROM weir.stat_startup;
+SELECT adaptive, max_startups > 0 AS has_limit, waiting FROM weir.startup_limit;
+SELECT count(*) FROM weir.storms;
 SELECT count(*) <= 600 AS ten_minutes, count(*) FILTER (WHERE at > clock_timestamp()) AS future FROM weir.admission_history;
 
 -- who may
@@ -52,6 +55,9 @@ SELECT * FROM weir.stat_admission;
 SELECT * FROM weir.stat_class;
 SELECT * FROM weir.activity;
 SELECT * FROM weir.admission_history;
+SELECT * FROM weir.stat_startup;
+SELECT * FROM weir.startup_limit;
+SELECT * FROM weir.storms;
 SELECT * FROM weir.stat_admission();
 SELECT * FROM weir.stat_class();
 SELECT * FROM weir.activity();

@@ -350,6 +350,7 @@ sub nobody_starts
 	# A crash restart while they wait.
 	my $victim = $admin->value("SELECT pid FROM weir.activity WHERE state = 'starting'");
 	kill 'KILL', $victim;
+	poll_until('all are disconnected', sub { $admin->answered; !$admin->connected });
 	poll_until('the server comes back', sub { $admin = eval { admin_of($node) } });
 	nobody_starts('crash restart');
 	is(app_of($node)->value('SELECT 1'), 1, 'and everybody may come');
