@@ -13,9 +13,9 @@ constexpr double kBusyIdle = 0.1;     // of all processors
 constexpr double kRoomyIdle = 0.2;    // of all processors
 constexpr double kFall = 0.7;         // per interval
 constexpr double kRise = 1.15;        // per interval
-constexpr double kWholeLogin = 3.5;    // what a login costs, in units of what it sees of that
+constexpr double kWholeLogin = 3.5;   // what a login costs, in units of what it sees of that
 constexpr double kGuessedCost = 2e-3; // seconds; until the first was measured
-constexpr double kDrainShare = 0.75;  // of the timeout
+constexpr double kDrainShare = 0.9;   // of the timeout
 constexpr double kSmoothing = 0.3;    // weight of a new interval
 
 double Smooth(double old, double value) noexcept

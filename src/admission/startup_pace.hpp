@@ -13,7 +13,7 @@
 // Somebody to protect. The rate falls, by kFall per interval, while the processors are busy (idle less than
 // kBusyIdle), and grows by kRise while they are not (idle more than kRoomyIdle). Without a figure for idle,
 // what established transactions leave of the processors stands in for it. It does not fall below
-//   share: weir.startup_share per cent of the processors, divided by what a login costs (measured: each adds
+//   share: weir.startup_share per cent of the processors, divided by what a login costs (each adds
 //          its processor time, times kWholeLogin for the fork, the first query and the exit, which it cannot
 //          see);
 //   drain: the rate at which those who wait now are all served within kDrainShare of weir.startup_timeout.

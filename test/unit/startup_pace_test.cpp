@@ -18,10 +18,10 @@ constexpr double kIntervalS = 0.1;
 
 struct Machine {
     double cores = 2;
-    double wanted = 0;       // processors that established sessions would use alone
-    double cost_s = 4e-3;    // of a whole login
-    double seen_share = 0.5; // of that, what the login's process sees
-    double demand = 1e9;     // logins per second that clients would make
+    double wanted = 0;        // processors that established sessions would use alone
+    double cost_s = 4e-3;     // of a whole login
+    double seen_share = 0.28; // of that, what the login's process sees before it is ready
+    double demand = 1e9;      // logins per second that clients would make
     double waiting = 64;
     bool idle_known = true;
     double noise = 0.2;
@@ -125,7 +125,7 @@ TEST(StartupPace, WhoWaitsIsServedWithinTheTimeout)
     machine.waiting = 1000;
     machine.For(5);
     EXPECT_EQ(machine.pace.reason, StartupReason::kDrain);
-    EXPECT_NEAR(machine.pace.rate, 1000 / (0.75 * 30), 0.1);
+    EXPECT_NEAR(machine.pace.rate, 1000 / (0.9 * 30), 0.1);
     machine.bounds.timeout_s = 0;
     machine.For(1);
     EXPECT_EQ(machine.pace.reason, StartupReason::kShare);
