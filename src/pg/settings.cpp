@@ -174,7 +174,7 @@ void DefineStartupLimits()
         "weir.startup_share",
         "Share of the processors that logins may have while established sessions keep them busy.",
         "In per cent. 100: they are never slowed down for others. Only with weir.max_startups = -1.",
-        &settings.startup_share, 5, 1, 100, PGC_SIGHUP, 0, nullptr, nullptr, nullptr);
+        &settings.startup_share, 2, 1, 100, PGC_SIGHUP, 0, nullptr, nullptr, nullptr);
     DefineCustomIntVariable(
         "weir.startup_timeout", "Longest wait of a connection for its startup.",
         "Then it is refused (weir.startup_sqlstate). Ends before authentication_timeout does; 0: only that.",
