@@ -48,7 +48,7 @@ def ask_pool(pool):
 
 
 def refused_transaction():
-    with psycopg_pool.ConnectionPool(GATED, min_size=1, max_size=2, timeout=4) as pool:
+    with psycopg_pool.ConnectionPool(GATED, min_size=1, max_size=1, timeout=4) as pool:
         connection = pool.getconn()
         pid = connection.info.backend_pid
         attempt("execute() in a transaction", lambda: connection.execute("SELECT 1"))
@@ -71,6 +71,6 @@ else:
     logger.addHandler(Moments())
     logger.propagate = False
     began = time.monotonic()
-    pool = psycopg_pool.ConnectionPool(dsn, min_size=1, max_size=2, timeout=4)
+    pool = psycopg_pool.ConnectionPool(dsn, min_size=1, max_size=1, timeout=4)
     attempt("ConnectionPool(timeout=4), connection()", lambda: ask_pool(pool))
     pool.close(timeout=1)
