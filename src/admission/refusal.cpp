@@ -38,18 +38,22 @@ void DetailOfLimit(const GateClass &c)
             c.waiting.load(), c.name);
 }
 
-double Jittered(uint32_t ahead, double rate)
+constexpr double kLongestRetry = 60;
+
+double Jittered(uint32_t ahead, double rate, double longest)
 {
     constexpr double kShortest = 0.1;
-    constexpr double kLongest = 60;
     const double expected = rate > 0 ? (ahead + 1) / rate : 1;
     const double jittered = expected * (0.5 + pg_prng_double(&pg_global_prng_state));
-    return jittered < kShortest ? kShortest : jittered > kLongest ? kLongest : jittered;
+    return Max(Min(jittered, longest), kShortest);
 }
 
 double StartupRetrySeconds()
 {
-    return Jittered(startup_gate.Waiting(), shared->startups.pace.served_rate);
+    // By then whoever waits now has been served, or has given up.
+    const int32_t timeout_ms = startup_gate.QueueTimeoutMs(kDefaultClass);
+    return Jittered(startup_gate.Waiting(), shared->startups.pace.queue_rate,
+                    timeout_ms > 0 ? Min(timeout_ms / 1000.0, kLongestRetry) : kLongestRetry);
 }
 
 void DetailOfStartup(const GateClass &c)
@@ -79,7 +83,7 @@ void DetailOfStartup(const GateClass &c)
 
 double RetryDelaySeconds(uint32_t ahead)
 {
-    return Jittered(ahead, AdmittedPerSecond());
+    return Jittered(ahead, AdmittedPerSecond(), kLongestRetry);
 }
 
 void RefuseTimedOut(uint32_t class_id, int64_t waited_us)

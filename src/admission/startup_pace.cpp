@@ -28,24 +28,30 @@ double Larger(double a, double b) noexcept
     return a > b ? a : b;
 }
 
+double WholeCost(const StartupPace &pace) noexcept
+{
+    return pace.cost_s > 0 ? pace.cost_s * kWholeLogin : kGuessedCost * kWholeLogin;
+}
+
 void Take(StartupPace *pace, const StartupBounds &bounds, const StartupSample &sample) noexcept
 {
     const double left = 1 - sample.established / bounds.cores;
     const double idle = sample.cpu_idle >= 0 ? sample.cpu_idle : Larger(left, 0);
     pace->established = Smooth(pace->established, sample.established);
     pace->idle = Smooth(pace->idle, idle);
-    if (sample.interval_s > 0)
-        pace->served_rate =
-            Smooth(pace->served_rate, static_cast<double>(sample.admitted) / sample.interval_s);
     if (sample.finished > 0) {
         const double cost = sample.cpu_s / static_cast<double>(sample.finished);
         pace->cost_s = pace->cost_s > 0 ? Smooth(pace->cost_s, cost) : cost;
     }
-}
-
-double WholeCost(const StartupPace &pace) noexcept
-{
-    return pace.cost_s > 0 ? pace.cost_s * kWholeLogin : kGuessedCost * kWholeLogin;
+    if (pace->queue_rate <= 0)
+        pace->queue_rate = bounds.cores / WholeCost(*pace);
+    if (sample.interval_s <= 0)
+        return;
+    const double served_rate = static_cast<double>(sample.admitted) / sample.interval_s;
+    pace->served_rate = Smooth(pace->served_rate, served_rate);
+    // Not in quiet times: that nobody came does not mean that nobody could.
+    if (sample.waiting > 0)
+        pace->queue_rate = Smooth(pace->queue_rate, served_rate);
 }
 
 // The rate below which nothing is gained, and which of the two reasons that has.

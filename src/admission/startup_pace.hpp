@@ -65,6 +65,7 @@ struct StartupPace {
     double idle;
     double cost_s;      // processor time of a login; 0: not known
     double served_rate; // logins a second
+    double queue_rate;  // the same while somebody waits: for who is told when to come back
 };
 
 static_assert(std::is_trivially_copyable_v<StartupPace>);

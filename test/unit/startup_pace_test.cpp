@@ -131,6 +131,23 @@ TEST(StartupPace, WhoWaitsIsServedWithinTheTimeout)
     EXPECT_EQ(machine.pace.reason, StartupReason::kShare);
 }
 
+// What a refused client is told to wait for, is divided by this.
+TEST(StartupPace, TheQueuesRateIsNotForgottenInQuietTimes)
+{
+    Machine machine;
+    machine.Interval();
+    EXPECT_GT(machine.pace.queue_rate, 100) << "before anybody came: what the processors could serve";
+    machine.wanted = 4;
+    machine.waiting = 270;
+    machine.For(5);
+    EXPECT_NEAR(machine.pace.queue_rate, 10, 3);
+    machine.waiting = 0;
+    machine.demand = 0;
+    machine.For(60);
+    EXPECT_NEAR(machine.pace.queue_rate, 10, 3);
+    EXPECT_LT(machine.pace.served_rate, 0.1);
+}
+
 TEST(StartupPace, TheShareIsTheUsers)
 {
     Machine machine;
