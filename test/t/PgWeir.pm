@@ -14,7 +14,8 @@ use Test::More;
 use Time::HiRes ();
 
 our @EXPORT = qw(gated_node admin_of app_of reconfigure admission poll_until wait_for_waiting waits_long_enough
-  answers_at_once waits_for_slot is_refused nothing_left);
+  answers_at_once waits_for_slot is_refused nothing_left startup_value startups_waiting wait_for_startups
+  occupy_startup queue_startups no_startups_left);
 
 # PostgreSQL::Test::Utils sends what a test dies of to its log file alone.
 $SIG{__DIE__} = sub { diag(Carp::longmess($_[0])) if defined $^S && !$^S };
@@ -180,6 +181,74 @@ sub nothing_left
 			});
 	};
 	return is($left, '0 0 0', "$name: 0 active, 0 waiting, 0 lent");
+}
+
+# ---- connections at the gate
+
+# A column of weir.stat_startup.
+sub startup_value
+{
+	my ($admin, $column, $class) = @_;
+	return $admin->value("SELECT $column FROM weir.stat_startup WHERE class = '" . ($class // 'default') . "'");
+}
+
+sub startups_waiting
+{
+	my ($admin) = @_;
+	return $admin->value('SELECT waiting FROM weir.startup_limit');
+}
+
+sub wait_for_startups
+{
+	my ($admin, $starting, $waiting) = @_;
+	return poll_until("$starting start, $waiting wait",
+		sub { "@{ $admin->query('SELECT starting, waiting FROM weir.startup_limit')->[0] }" eq "$starting $waiting" });
+}
+
+# Holds the only startup slot (weir.max_startups = 1) until the returned sub is called, which returns the holder's answer.
+# The holder's database is being renamed in a transaction that $locker, a superuser, keeps open; InitPostgres waits for that.
+sub occupy_startup
+{
+	my ($node, $admin, $locker) = @_;
+	$locker->query('CREATE DATABASE shop')
+	  if $locker->value(q{SELECT count(*) FROM pg_database WHERE datname = 'shop'}) == 0;
+	$locker->query('BEGIN');
+	$locker->query('ALTER DATABASE shop RENAME TO shop_renamed');
+	my $holder = PgWeir::Session->new($node, database => 'shop', async => 1);
+	wait_for_startups($admin, 1, 0);
+	return sub {
+		$locker->query('ROLLBACK');
+		my $answer = $holder->answer;
+		$holder->close;
+		return $answer;
+	};
+}
+
+# Connections of these options, one behind the other in the queue.
+sub queue_startups
+{
+	my ($node, $admin, $count, %options) = @_;
+	my $before = startups_waiting($admin);
+	return map {
+		my $session = PgWeir::Session->new($node, async => 1, %options);
+		my $want = $before + $_;
+		# It reads meanwhile, and so answers when it is asked for a password.
+		poll_until("$want wait", sub { $session->answered; startups_waiting($admin) == $want });
+		$session;
+	} 1 .. $count;
+}
+
+# A test: no connection starts or waits to start.
+sub no_startups_left
+{
+	my ($admin, $name) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	my $left = '';
+	eval {
+		poll_until('nobody starts',
+			sub { ($left = "@{ $admin->query('SELECT starting, waiting FROM weir.startup_limit')->[0] }") eq '0 0' });
+	};
+	return is($left, '0 0', "$name: nobody starts or waits");
 }
 
 # A client that speaks the protocol itself: it can send something and look later whether an answer came, costs no
