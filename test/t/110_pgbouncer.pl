@@ -8,6 +8,7 @@ use warnings;
 use FindBin;
 use lib $FindBin::RealBin;
 use PgWeir;
+use POSIX ();
 use PostgreSQL::Test::Utils;
 use Test::More;
 
@@ -295,12 +296,13 @@ package Bouncer;
 
 use PostgreSQL::Test::Utils;
 
-my $last_port;
+my ($last_port, @all);
 
 sub new
 {
 	my ($class, $node, $name, %settings) = @_;
 	my $self = bless { directory => PostgreSQL::Test::Utils::tempdir_short(), port => ++($last_port //= 6431) }, $class;
+	push @all, $self;
 	my $roles = delete $settings{roles};
 	my %all = (
 		listen_addr => '',
@@ -367,7 +369,7 @@ sub served
 	return map { $_->[1] } grep { grep { /^(active|idle|used|tested)$/ } @$_ } @{ $self->{console}->query('SHOW SERVERS') };
 }
 
-END { local $?; $_->kill foreach @bouncers }
+END { local $?; $_->kill foreach @all }
 
 # A program behind it: it puts one number after the other, and comes back when it is cut off.
 package Client;
