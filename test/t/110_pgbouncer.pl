@@ -101,6 +101,7 @@ cmp_ok(startup_value($admin, 'queued'), '>=', 18, 'they had to wait');
 poll_until('the storm is over', sub { $admin->value('SELECT count(*) FROM weir.storms WHERE ended IS NOT NULL') == 1 });
 is($admin->value('SELECT peak_waiting FROM weir.storms'), 18, 'a storm is recorded: PgBouncer logs in once at a time for a pool');
 like($admin->value('SELECT roles FROM weir.storms'), qr/^app\d \(\d+\), app\d/, 'with who came');
+like($admin->value('SELECT applications FROM weir.storms'), qr/^"" \(\d+\)$/, 'who has no name as ""');
 
 # ---- the same, at a rate, without anybody who holds up the first
 
@@ -248,6 +249,29 @@ SKIP:
 	$bouncer->kill;
 	no_startups_left($admin, 'hurried');
 	nothing_left($admin, 'hurried');
+}
+
+# ---- a transaction that is refused
+
+{
+	my $bouncer = Bouncer->new($node, 'transactions', roles => \@roles);
+	$bouncer->start;
+	reconfigure($admin, 'weir.max_active' => 1, 'weir.queue_timeout' => '100ms');
+	my ($holder, $client) = map { $bouncer->client($_) } qw(app1 app2);
+	$holder->query('BEGIN');
+	my $refused = $client->send('BEGIN')->answer;
+	is_refused($refused, qr/^1 transactions run, the limit is 1 \(weir\.max_active\)/, 'refused through PgBouncer');
+	is($refused->{status}, 'I', 'the client stays connected');
+	is(scalar(grep { $_ eq 'app2' } $bouncer->served), 1, 'and so does the connection to the server');
+	reconfigure($admin, 'weir.reject_as' => 'fatal', 'weir.queue_timeout' => '110ms');
+	# PgBouncer adds an error of its own, 08P01, to the server's.
+	ok($client->send('BEGIN')->answer->{closed}, 'reject_as = fatal: the client is disconnected');
+	poll_until('its connection to the server is gone', sub { !grep { $_ eq 'app2' } $bouncer->served });
+	$holder->query('COMMIT');
+	$bouncer->kill;
+	reconfigure($admin, 'weir.max_active' => 4, 'weir.reject_as' => 'error');
+	no_startups_left($admin, 'transactions');
+	nothing_left($admin, 'transactions');
 }
 
 # ---- classes behind it
