@@ -226,7 +226,8 @@ void HoldFailedLogin(const Address &address)
         ResetLatch(MyLatch);
         CHECK_FOR_INTERRUPTS();
         const int64_t left_us = began + hold_us - GetCurrentTimestamp();
-        if (left_us <= 0)
+        if (left_us <= 0 || CurrentMode() != Mode::kEnforce ||
+            s.failed_login_rate.load(std::memory_order_relaxed) == 0)
             break;
         if (WaitForLatchOrClient(GateSession::NapMs(left_us), StartupQueueWaitEvent()) == Woken::kClientGone)
             proc_exit(0);

@@ -38,7 +38,8 @@ void ReloadSettings(bool from_file)
     PublishSettings();
     // Those who wait look again at mode, limits and timeouts.
     for (uint32_t id = 0; id < gate.ticket_count(); id++)
-        if (gate.State(id) == TicketState::kWaiting || startup_gate.State(id) == TicketState::kWaiting)
+        if (gate.State(id) == TicketState::kWaiting || startup_gate.State(id) == TicketState::kWaiting ||
+            startup_infos[id].held_since_us.load() != 0)
             WakeTicket(id);
 }
 

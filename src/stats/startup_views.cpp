@@ -46,8 +46,8 @@ void PutTop(Row *row, const StormTop (&top)[kStormTop])
     initStringInfo(&text);
     for (const StormTop &entry : top)
         if (entry.count > 0)
-            appendStringInfo(&text, "%s%s (" UINT64_FORMAT ")", text.len == 0 ? "" : ", ", entry.name,
-                             entry.count);
+            appendStringInfo(&text, "%s%s (" UINT64_FORMAT ")", text.len == 0 ? "" : ", ",
+                             entry.name[0] != '\0' ? entry.name : "\"\"", entry.count);
     row->PutText(text.data);
     pfree(text.data);
 }

@@ -25,64 +25,15 @@ my $node = gated_node(
 my $admin = admin_of($node);
 my $locker = admin_of($node);    # holds a transaction open while $admin looks on
 $admin->query($_)
-  foreach 'CREATE DATABASE shop', "CREATE ROLE late LOGIN PASSWORD 'x'", 'CREATE ROLE boss LOGIN SUPERUSER',
+  foreach "CREATE ROLE late LOGIN PASSWORD 'x'", 'CREATE ROLE boss LOGIN SUPERUSER',
   'CREATE ROLE copyist LOGIN REPLICATION';
 
-sub startup
-{
-	my ($column, $class) = @_;
-	return $admin->value("SELECT $column FROM weir.stat_startup WHERE class = '" . ($class // 'default') . "'");
-}
-
-sub wait_for_starting_and_waiting
-{
-	my ($starting, $waiting) = @_;
-	return poll_until("$starting start, $waiting wait",
-		sub { $admin->value('SELECT starting, waiting FROM weir.startup_limit') eq $starting && startup_waiting() == $waiting });
-}
-
-sub startup_waiting { return $admin->value('SELECT waiting FROM weir.startup_limit') }
-
-# Holds the only startup slot until the returned sub is called.
-sub occupy_slot
-{
-	$locker->query('BEGIN');
-	$locker->query('ALTER DATABASE shop RENAME TO shop_renamed');
-	my $holder = app_of($node, database => 'shop', async => 1);
-	wait_for_starting_and_waiting(1, 0);
-	return sub {
-		$locker->query('ROLLBACK');
-		my $answer = $holder->answer;
-		$holder->close;
-		return $answer;
-	};
-}
-
-# Connections of these options, one behind the other in the queue.
-sub connect_waiting
-{
-	my ($count, %options) = @_;
-	my $before = startup_waiting();
-	return map {
-		my $session = app_of($node, async => 1, %options);
-		my $want = $before + $_;
-		# It reads meanwhile, and so answers when it is asked for a password.
-		poll_until("$want wait", sub { $session->answered; startup_waiting() == $want });
-		$session;
-	} 1 .. $count;
-}
-
-sub nobody_starts
-{
-	my ($name) = @_;
-	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	my $left = '';
-	eval {
-		poll_until('nobody starts',
-			sub { ($left = join ' ', @{ $admin->query('SELECT starting, waiting FROM weir.startup_limit')->[0] }) eq '0 0' });
-	};
-	return is($left, '0 0', "$name: nobody starts or waits");
-}
+# What PgWeir has for connections, of this node.
+sub startup { return startup_value($admin, @_) }
+sub startup_waiting { return startups_waiting($admin) }
+sub occupy_slot { return occupy_startup($node, $admin, $locker) }
+sub connect_waiting { return queue_startups($node, $admin, @_) }
+sub nobody_starts { return no_startups_left($admin, @_) }
 
 # ---- first come, first served
 

@@ -14,7 +14,8 @@ use Test::More;
 use Time::HiRes ();
 
 our @EXPORT = qw(gated_node admin_of app_of reconfigure admission poll_until wait_for_waiting waits_long_enough
-  answers_at_once waits_for_slot is_refused nothing_left);
+  answers_at_once waits_for_slot is_refused nothing_left startup_value startups_waiting wait_for_startups
+  occupy_startup queue_startups no_startups_left);
 
 # PostgreSQL::Test::Utils sends what a test dies of to its log file alone.
 $SIG{__DIE__} = sub { diag(Carp::longmess($_[0])) if defined $^S && !$^S };
@@ -182,29 +183,107 @@ sub nothing_left
 	return is($left, '0 0 0', "$name: 0 active, 0 waiting, 0 lent");
 }
 
+# ---- connections at the gate
+
+# A column of weir.stat_startup.
+sub startup_value
+{
+	my ($admin, $column, $class) = @_;
+	return $admin->value("SELECT $column FROM weir.stat_startup WHERE class = '" . ($class // 'default') . "'");
+}
+
+sub startups_waiting
+{
+	my ($admin) = @_;
+	return $admin->value('SELECT waiting FROM weir.startup_limit');
+}
+
+sub wait_for_startups
+{
+	my ($admin, $starting, $waiting) = @_;
+	return poll_until("$starting start, $waiting wait",
+		sub { "@{ $admin->query('SELECT starting, waiting FROM weir.startup_limit')->[0] }" eq "$starting $waiting" });
+}
+
+# Holds the only startup slot (weir.max_startups = 1) until the returned sub is called, which returns the holder's answer.
+# The holder's database is being renamed in a transaction that $locker, a superuser, keeps open; InitPostgres waits for that.
+sub occupy_startup
+{
+	my ($node, $admin, $locker) = @_;
+	$locker->query('CREATE DATABASE shop')
+	  if $locker->value(q{SELECT count(*) FROM pg_database WHERE datname = 'shop'}) == 0;
+	$locker->query('BEGIN');
+	$locker->query('ALTER DATABASE shop RENAME TO shop_renamed');
+	my $holder = PgWeir::Session->new($node, database => 'shop', async => 1);
+	wait_for_startups($admin, 1, 0);
+	return sub {
+		$locker->query('ROLLBACK');
+		my $answer = $holder->answer;
+		$holder->close;
+		return $answer;
+	};
+}
+
+# Connections of these options, one behind the other in the queue.
+sub queue_startups
+{
+	my ($node, $admin, $count, %options) = @_;
+	my $before = startups_waiting($admin);
+	return map {
+		my $session = PgWeir::Session->new($node, async => 1, %options);
+		my $want = $before + $_;
+		# It reads meanwhile, and so answers when it is asked for a password.
+		poll_until("$want wait", sub { $session->answered; startups_waiting($admin) == $want });
+		$session;
+	} 1 .. $count;
+}
+
+# A test: no connection starts or waits to start.
+sub no_startups_left
+{
+	my ($admin, $name) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	my $left = '';
+	eval {
+		poll_until('nobody starts',
+			sub { ($left = "@{ $admin->query('SELECT starting, waiting FROM weir.startup_limit')->[0] }") eq '0 0' });
+	};
+	return is($left, '0 0', "$name: nobody starts or waits");
+}
+
 # A client that speaks the protocol itself: it can send something and look later whether an answer came, costs no
-# process, and can vanish. Trust authentication over the node's socket, or over loopback (tcp => 1). With async => 1 the
-# answer to the startup message is still to be read, with answer(). A password, if it is asked for in clear text.
+# process, and can vanish. Over the node's socket, over loopback (tcp => 1), or over something that is open already
+# (socket => ...). With async => 1 the answer to the startup message is still to be read, with answer(). A password is
+# given when it is asked for, in clear text, for md5 or for scram-sha-256.
 package PgWeir::Session;
 
+use Digest::MD5 ();
+use Digest::SHA ();
 use IO::Select;
 use IO::Socket::INET;
 use IO::Socket::UNIX;
+use MIME::Base64 ();
 use Time::HiRes ();
 
 sub new
 {
 	my ($class, $node, %options) = @_;
-	my $socket = $options{tcp}
-	  ? IO::Socket::INET->new('127.0.0.1:' . $node->port)
+	my $socket = $options{socket} ? $options{socket}
+	  : $options{tcp} ? IO::Socket::INET->new('127.0.0.1:' . $node->port)
 	  : IO::Socket::UNIX->new($node->host . '/.s.PGSQL.' . $node->port);
 	die "connect: $!" unless $socket;
-	my $self = bless { socket => $socket, password => $options{password} // '', in => '', answers => [], current => _no_answer() }, $class;
-	my %startup = (
+	my $self = bless {
+		socket => $socket,
 		user => $options{user} // 'app',
+		password => $options{password} // '',
+		in => '',
+		answers => [],
+		current => _no_answer() }, $class;
+	my %startup = (
+		user => $self->{user},
 		database => $options{database} // 'postgres',
 		application_name => $options{application_name} // 'tap',
-		$options{options} ? (options => $options{options}) : ());
+		map { $_ => $options{$_} } grep { $options{$_} } qw(options replication));
 	my $body = pack('N', 196608) . join('', map { "$_\0$startup{$_}\0" } sort keys %startup) . "\0";
 	$self->_write(pack('N', length($body) + 4) . $body);
 	return $self if $options{async};
@@ -373,7 +452,7 @@ sub _take
 		$answer->{status} = $body;
 		$self->_answered;
 	}
-	elsif ($type eq 'R' && unpack('N', $body) == 3) { $self->_message(p => "$self->{password}\0") }
+	elsif ($type eq 'R') { $self->_authenticate(unpack('Na*', $body)) }
 	elsif ($type eq 'K') { $self->{pid} = unpack('N', $body) }
 	elsif ($type eq 'D') { push @{ $answer->{rows} }, _columns($body) }
 	elsif ($type eq 'd') { push @{ $answer->{rows} }, [ $body =~ /(.*)/ ] }
@@ -381,6 +460,29 @@ sub _take
 	elsif ($type eq 'G') { $self->_message(c => '') }    # COPY FROM STDIN: no rows
 	elsif ($type eq 'E') { %$answer = (%$answer, %{ _report($body) }) }
 	elsif ($type eq 'N') { push @{ $answer->{notices} }, _report($body) }
+	return;
+}
+
+# Answers the server's demand; it does not check that the server knows the password, too.
+sub _authenticate
+{
+	my ($self, $demand, $body) = @_;
+	if ($demand == 3) { $self->_message(p => "$self->{password}\0") }
+	elsif ($demand == 5)
+	{
+		my $secret = Digest::MD5::md5_hex($self->{password} . $self->{user});
+		$self->_message(p => 'md5' . Digest::MD5::md5_hex($secret . $body) . "\0");
+	}
+	elsif ($demand == 10) { $self->_message(p => pack('Z*N/a*', 'SCRAM-SHA-256', 'n,,n=,r=tap')) }
+	elsif ($demand == 11)
+	{
+		my ($nonce, $salt, $rounds) = $body =~ /^r=(.*),s=(.*),i=(\d+)$/;
+		my $salted = my $u = Digest::SHA::hmac_sha256(MIME::Base64::decode_base64($salt) . pack('N', 1), $self->{password});
+		$salted ^= $u = Digest::SHA::hmac_sha256($u, $self->{password}) foreach 2 .. $rounds;
+		my $key = Digest::SHA::hmac_sha256('Client Key', $salted);
+		my $signature = Digest::SHA::hmac_sha256("n=,r=tap,$body,c=biws,r=$nonce", Digest::SHA::sha256($key));
+		$self->_message(p => "c=biws,r=$nonce,p=" . MIME::Base64::encode_base64($key ^ $signature, ''));
+	}
 	return;
 }
 

@@ -1,0 +1,314 @@
+# Connections wait, are let in, are refused and leave in the same way whatever authentication and encryption they use; a
+# wrong password is a failed login. And startup packets of absurd sizes and contents do no harm, in the queue neither.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib $FindBin::RealBin;
+use PgWeir;
+use IO::Select;
+use IO::Socket::UNIX;
+use POSIX ();
+use PostgreSQL::Test::Utils;
+use Socket qw(AF_UNIX SOCK_STREAM PF_UNSPEC);
+use Test::More;
+use Time::HiRes ();
+
+my @children;    # what stands between a client and the server
+
+my $node = gated_node(
+	'authentication',
+	node => { allows_streaming => 1 },
+	'weir.max_startups' => 1,
+	'weir.max_active' => 0,
+	'max_connections' => 60,
+	'authentication_timeout' => '120s',
+	'listen_addresses' => '127.0.0.1',
+	'log_connections' => 'on');
+my ($admin, $locker) = map { admin_of($node) } 1, 2;
+$admin->query($_)
+  foreach q{SET password_encryption = 'md5'}, q{CREATE ROLE by_md5 LOGIN PASSWORD 'right'},
+  q{SET password_encryption = 'scram-sha-256'}, q{CREATE ROLE by_scram LOGIN PASSWORD 'right'}, 'CREATE ROLE by_trust LOGIN';
+
+my $have_tls = !system('openssl req -new -x509 -nodes -days 2 -subj /CN=127.0.0.1 -keyout '
+	  . $node->data_dir . '/server.key -out ' . $node->data_dir . '/server.crt >/dev/null 2>&1');
+if ($have_tls)
+{
+	chmod 0600, $node->data_dir . '/server.key';
+	$admin->query('ALTER SYSTEM SET ssl = on');
+}
+my $hba = $node->data_dir . '/pg_hba.conf';
+my $trust = slurp_file($hba);
+unlink $hba;
+append_to_file($hba,
+	"host all by_trust 127.0.0.1/32 trust\nhost all by_md5 127.0.0.1/32 md5\nhost all by_scram 127.0.0.1/32 scram-sha-256\n$trust");
+reconfigure($admin, 'weir.startup_timeout' => '60s');
+
+# ---- each method of authentication, without and with TLS
+
+sub lost { return startup_value($admin, 'client_gone') }
+
+# A test: a client that waits leaves in this way, and its place is free within a second.
+sub leaves
+{
+	my ($method, $how) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	my $relay = Relay->new($node);
+	my ($leaver) = queue_startups($node, $admin, 1, $method->(relay => $relay));
+	my $before = lost();
+	my $began = Time::HiRes::time();
+	$relay->end($how);
+	poll_until('it has left', sub { startups_waiting($admin) == 0 });
+	cmp_ok(Time::HiRes::time() - $began, '<', 1, "$how: its place is free within a second");
+	return is(lost(), $before + 1, "$how: counted as client_gone");
+}
+
+sub try_method
+{
+	my ($name, $role, $method) = @_;
+	note($name);
+	$admin->query('SELECT weir.reset()');
+	my $free = occupy_startup($node, $admin, $locker);
+	my ($waiter) = queue_startups($node, $admin, 1, $method->());
+	is($admin->value(q{SELECT concat_ws('|', role, database, state, class) FROM weir.activity WHERE state LIKE 'wait%'}),
+		"$role|postgres|waiting to start|default", "$name: it waits");
+	ok(!$waiter->answered, 'without an answer');
+
+	reconfigure($admin, 'weir.startup_queue_size' => 1);
+	my $refused = PgWeir::Session->new($node, async => 1, $method->())->answer;
+	is("$refused->{severity} $refused->{closed}", 'FATAL 1', "$name: the second is refused");
+	is_refused($refused, qr/^1 wait, weir\.startup_queue_size is 1; class "default"\.$/, $name);
+	reconfigure($admin, 'weir.startup_queue_size' => 0);
+
+	$free->();
+	is($waiter->answer->{code}, '', "$name: the first is let in");
+	is($waiter->value('SELECT session_user'), $role, 'as who it is');
+	$waiter->close;
+	no_startups_left($admin, $name);
+
+	$free = occupy_startup($node, $admin, $locker);
+	leaves($method, $_) foreach qw(close reset);
+	$free->();
+	no_startups_left($admin, "$name, clients that left");
+
+	return if $role eq 'by_trust';
+	$admin->query('SELECT weir.reset()');
+	is(PgWeir::Session->new($node, async => 1, $method->(password => 'wrong'))->answer->{code}, '28P01', "$name: a wrong password");
+	is(startup_value($admin, 'admitted', 'failed_login') . ' ' . startup_value($admin, 'admitted'), '1 0', 'is a failed login, and no other');
+	$free = occupy_startup($node, $admin, $locker);
+	my ($failed) = queue_startups($node, $admin, 1, $method->(password => 'wrong'));
+	is(startup_value($admin, 'waiting', 'failed_login'), 1, 'waits in its class');
+	$free->();
+	is($failed->answer->{code}, '28P01', 'and hears of it then');
+	return no_startups_left($admin, "$name, wrong passwords");
+}
+
+foreach my $role (qw(by_trust by_md5 by_scram))
+{
+	my %who = (user => $role, password => 'right');
+	try_method($role, $role, sub { my %with = @_; return (%who, tcp => 1, %with, $with{relay} ? (socket => $with{relay}->connect) : ()) });
+  SKIP:
+	{
+		skip 'openssl made no certificate', 1 unless $have_tls;
+		try_method("$role, TLS", $role, sub { my %with = @_; return (%who, %with, socket => tls_socket(($with{relay} // $node)->port)) });
+	}
+}
+if ($have_tls)
+{
+	my $session = PgWeir::Session->new($node, user => 'by_scram', password => 'right', socket => tls_socket($node->port));
+	is($session->value('SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()'), 't', 'and that was TLS');
+	$session->close;
+}
+
+# ---- absurd startup packets
+
+# Sends bytes to the server as they are; returns the socket.
+sub raw
+{
+	my ($bytes) = @_;
+	my $socket = IO::Socket::UNIX->new($node->host . '/.s.PGSQL.' . $node->port) or die "connect: $!";
+	local $SIG{PIPE} = 'IGNORE';
+	syswrite $socket, $bytes;
+	return $socket;
+}
+
+# What the server says to them, up to the first query or the end: the SQLSTATE of an error, or that it is ready or hangs up.
+sub says
+{
+	my ($socket) = @_;
+	my $answer = '';
+	while (IO::Select->new($socket)->can_read($PgWeir::deadline_s))
+	{
+		sysread($socket, $answer, 65536, length $answer) or return 'hangs up';
+		while ($answer =~ /^(.)(....)/s && length $answer > unpack('N', $2))
+		{
+			my ($type, $body) = ($1, substr($answer, 0, unpack('N', $2) + 1, ''));
+			return 'ready' if $type eq 'Z';
+			return $1 if $type eq 'E' && $body =~ /\0C(.{5})\0/;
+		}
+	}
+	return 'silent';
+}
+
+sub packet
+{
+	my ($body, $length) = @_;
+	return pack('NN', $length // length($body) + 8, 196608) . $body;
+}
+
+# A packet whose length, as it says itself, is this.
+sub packet_of_length
+{
+	my ($length) = @_;
+	my $head = "user\0app\0database\0postgres\0application_name\0";
+	return packet($head . 'x' x ($length - 8 - length($head) - 2) . "\0\0");
+}
+
+is(says(raw(packet_of_length(10_004))), 'ready', 'a packet of the greatest length');
+is(says(raw(packet_of_length(10_005))), 'hangs up', 'one byte more');
+is(says(raw(packet("user\0\0\0"))), '28000', 'no name in user');
+is(says(raw(packet("database\0postgres\0\0"))), '28000', 'no user');
+is(says(raw(packet("user\0app"))), '08P01', 'no end');
+is(says(raw(packet("user\0app\0database\0\0\0"))), '3D000', 'no name in database: the name of the user');
+is(says(raw(packet("\0"))), '28000', 'nothing');
+is(says(raw(packet('', $_))), 'hangs up', "a length of $_") foreach 0, 4, 7, 0x7fffffff, 0xffffffff;
+is(says(raw(pack('NN', 8, 0xffffffff))), '0A000', 'a protocol that there is not');
+raw(substr(packet_of_length(9_000), 0, $_)) foreach 0, 1, 4, 8, 100, 8_999;    # and hang up
+is(says(raw(packet("user\0app\0database\0postgres\0options\0-c weir.mode=off\0\0"))), '55P02', 'a setting that is not theirs');
+no_startups_left($admin, 'absurd packets');
+
+# In the queue, where everybody can see them. Thirteen, so that there is a storm to be written down.
+{
+	reconfigure($admin, 'weir.log_min_startup_wait' => 0);
+	my $log = -s $node->logfile;
+	my $free = occupy_startup($node, $admin, $locker);
+	my $odd = join '', map { chr } 1 .. 255;
+	my @names = ($odd, "\xff" x 9_000, "\xc3" x 63, "\xe2\x82", '%s%n%s', "new\nline; DROP ROLE app", ' ', 'x' x 9_000);
+	my $before = startups_waiting($admin);
+	my @sockets = map { raw(packet("user\0app\0database\0postgres\0application_name\0$_\0\0")) } @names;
+	push @sockets, map { raw(packet("user\0app\0database\0$_\0\0")) } @names[ 0 .. 4 ];
+	poll_until('they wait', sub { startups_waiting($admin) == @sockets });
+	is($admin->value(q{SELECT count(*) FROM weir.activity WHERE state LIKE 'wait%' AND (application || database) ~ '^[ -~]*$'
+			AND length(application) < 64 AND length(database) < 64}), scalar @sockets, 'the names of who waits are ASCII, and short');
+	is($admin->value(q{SELECT count(*) FROM weir.activity WHERE application = 'new?line; DROP ROLE app'}), 1, 'as they were, but for what is not');
+	poll_until('a storm is seen', sub { $admin->value('SELECT count(*) FROM weir.storms') == 1 });
+	$free->();
+	is(join(' ', map { says($_) } @sockets), join(' ', ('ready') x 8, ('3D000') x 5), 'all are answered');
+	undef @sockets;
+	no_startups_left($admin, 'odd names');
+	poll_until('the storm is over', sub { $admin->value('SELECT count(*) FROM weir.storms WHERE ended IS NOT NULL') == 1 });
+	like($admin->value('SELECT applications FROM weir.storms'), qr/^[ -~]+$/, 'the record of the storm is ASCII, too');
+	ok(slurp_file($node->logfile, $log) =~ /DETAIL:  user=app database=postgres application_name=%s%n%s$/m, 'no name is a format');
+	reconfigure($admin, 'weir.log_min_startup_wait' => -1);
+}
+
+# An error after the gate gives the slot back.
+{
+	my @answers = map { app_of($node, options => '-c nonsense=1', async => 1) } 1 .. 20;
+	is(join(' ', map { $_->answer->{code} } @answers), join(' ', ('42704') x 20), 'a setting that there is not: an error');
+	no_startups_left($admin, 'errors after the gate');
+}
+is($admin->value(q{SELECT count(*) FROM weir.stat_startup, weir.startup_limit}) > 0, 1, 'the views go on');
+is(app_of($node)->value('SELECT 1'), 1, 'and so do ordinary people');
+no_startups_left($admin, 'in the end');
+
+# ---- every ordinary place taken: replication
+
+{
+	reconfigure($admin, 'weir.startup_timeout' => '60s');
+	my $free = occupy_startup($node, $admin, $locker);
+	my @waiters;
+	until (@waiters && $waiters[-1]->answered)
+	{
+		push @waiters, app_of($node, async => 1);
+		poll_until('it waits or is refused', sub { $waiters[-1]->answered || startups_waiting($admin) == @waiters });
+	}
+	is_refused((pop @waiters)->answer, qr/nearly all of max_connections \(60\) is taken/, 'no place left');
+	my $walsender = PgWeir::Session->new($node, user => scalar getpwuid($>), replication => 1, async => 1)->answer($PgWeir::at_once_s);
+	is($walsender->{code}, '', 'a replication connection comes in all the same');
+	my $logical = PgWeir::Session->new($node, user => scalar getpwuid($>), replication => 'database', async => 1)->answer($PgWeir::at_once_s);
+	is($logical->{code}, '', 'so does one that is logical');
+	my $reserved = $admin->value('SHOW superuser_reserved_connections');
+	my @supers = map { admin_of($node, async => 1) } 1 .. $reserved;
+	is(join(' ', map { my $answer = $_->answer($PgWeir::at_once_s); $answer ? $answer->{status} : 'none' } @supers),
+		join(' ', ('I') x $reserved), "$reserved superusers come in");
+	$_->close foreach @supers;
+	$free->();
+	is(scalar(grep { $_->answer->{code} eq '' } @waiters), scalar @waiters, 'all who wait are served');
+	$_->close foreach @waiters;
+	no_startups_left($admin, 'every place taken');
+}
+
+$node->stop;
+unlike(slurp_file($node->logfile), qr/PANIC|TRAP:|WARNING:  (?!terminating)/, 'no complaint in the log');
+done_testing();
+
+# Something that speaks TLS with a server on this port, for us.
+sub tls_socket
+{
+	my ($port) = @_;
+	socketpair(my $ours, my $theirs, AF_UNIX, SOCK_STREAM, PF_UNSPEC) or die "socketpair: $!";
+	my $pid = fork // die "fork: $!";
+	if (!$pid)
+	{
+		close $ours;
+		open STDIN, '<&', $theirs;
+		open STDOUT, '>&', $theirs;
+		open STDERR, '>', '/dev/null';
+		exec qw(openssl s_client -quiet -starttls postgres -connect), "127.0.0.1:$port" or POSIX::_exit(1);
+	}
+	push @children, $pid;
+	return $ours;
+}
+
+END
+{
+	local $?;
+	kill 'KILL', @children;
+	waitpid $_, 0 foreach @children;
+}
+
+# A process between one client and the server: it can go as a client's machine does, whatever is spoken through it.
+package Relay;
+
+use IO::Select;
+use IO::Socket::INET;
+use Socket qw(SOL_SOCKET SO_LINGER);
+
+sub new
+{
+	my ($class, $node) = @_;
+	my $listener = IO::Socket::INET->new(Listen => 1, LocalAddr => '127.0.0.1') or die "listen: $!";
+	my $self = bless { port => $listener->sockport, pid => fork // die "fork: $!" }, $class;
+	push @children, $self->{pid} if $self->{pid};
+	return $self if $self->{pid};
+
+	my $client = $listener->accept or POSIX::_exit(1);
+	my $server = IO::Socket::INET->new('127.0.0.1:' . $node->port) or POSIX::_exit(1);
+	local $SIG{USR1} = sub {
+		setsockopt($server, SOL_SOCKET, SO_LINGER, pack('ii', 1, 0));
+		POSIX::_exit(0);
+	};
+	my $both = IO::Select->new($client, $server);
+	for (;;)
+	{
+		foreach my $from ($both->can_read)
+		{
+			sysread($from, my $bytes, 65536) or POSIX::_exit(0);
+			syswrite($from == $client ? $server : $client, $bytes);
+		}
+	}
+}
+
+sub port { return $_[0]{port} }
+
+sub connect { return IO::Socket::INET->new("127.0.0.1:$_[0]{port}") // die "connect: $!" }
+
+# close: as a process that ends. reset: as a machine that has forgotten the connection.
+sub end
+{
+	my ($self, $how) = @_;
+	kill { close => 'KILL', reset => 'USR1' }->{$how}, $self->{pid};
+	return;
+}
