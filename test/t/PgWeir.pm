@@ -14,7 +14,8 @@ use Test::More;
 use Time::HiRes ();
 
 our @EXPORT = qw(gated_node admin_of app_of reconfigure admission poll_until wait_for_waiting waits_long_enough
-  answers_at_once waits_for_slot is_refused nothing_left);
+  answers_at_once waits_for_slot is_refused nothing_left
+  skip_without_coalescing opt_in is_coalesced);
 
 # PostgreSQL::Test::Utils sends what a test dies of to its log file alone.
 $SIG{__DIE__} = sub { diag(Carp::longmess($_[0])) if defined $^S && !$^S };
@@ -182,6 +183,34 @@ sub nothing_left
 	return is($left, '0 0 0', "$name: 0 active, 0 waiting, 0 lent");
 }
 
+# Skips the file where the extension cannot coalesce. WITHOUT_COALESCING=1 runs it all the same, on tables that are not
+# opted in: what then fails is the test's mistake.
+sub skip_without_coalescing
+{
+	my ($node) = @_;
+	my $there = admin_of($node)->value("SELECT to_regprocedure('weir.coalesce_table(regclass)')");
+	plan(skip_all => 'this pg_weir does not coalesce') if $there eq '' && !$ENV{WITHOUT_COALESCING};
+	return;
+}
+
+sub opt_in
+{
+	my ($admin, @tables) = @_;
+	return if $ENV{WITHOUT_COALESCING};
+	$admin->query("SELECT weir.coalesce_table('$_')") foreach @tables;
+	return;
+}
+
+# A test: so many of the table's rows at least came in batches. A test in which nothing did would prove nothing.
+sub is_coalesced
+{
+	my ($admin, $table, $least) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	return if $ENV{WITHOUT_COALESCING};
+	my $requests = $admin->value("SELECT sum(requests) FROM weir.stat_coalesce WHERE relid = '$table'::regclass AND batches > 0");
+	return cmp_ok($requests || 0, '>=', $least, "$table: coalesced");
+}
+
 # A client that speaks the protocol itself: it can send something and look later whether an answer came, costs no
 # process, and can vanish. Trust authentication over the node's socket, or over loopback (tcp => 1). With async => 1 the
 # answer to the startup message is still to be read, with answer(). A password, if it is asked for in clear text.
@@ -209,7 +238,7 @@ sub new
 	$self->_write(pack('N', length($body) + 4) . $body);
 	return $self if $options{async};
 	my $answer = $self->answer or die 'no answer to the startup message';
-	die "connection refused: $answer->{message}" if $answer->{code};
+	die 'connection refused: ' . ($answer->{message} // 'closed without a word') if $answer->{code} || $answer->{closed};
 	return $self;
 }
 
@@ -255,7 +284,7 @@ sub answer
 	until (@{ $self->{answers} })
 	{
 		my $left = $end - Time::HiRes::time();
-		return if $left <= 0;
+		return if $left <= 0 || !$self->{socket};
 		$self->_read($left);
 	}
 	return shift @{ $self->{answers} };
