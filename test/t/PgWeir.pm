@@ -207,7 +207,7 @@ sub is_coalesced
 	my ($admin, $table, $least) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	return if $ENV{WITHOUT_COALESCING};
-	my $requests = $admin->value("SELECT sum(requests) FROM weir.stat_coalesce WHERE relid = '$table'::regclass AND batches > 0");
+	my $requests = $admin->value("SELECT sum(requests) FROM weir.stat_coalesce WHERE relation = '$table'::regclass");
 	return cmp_ok($requests || 0, '>=', $least, "$table: coalesced");
 }
 
@@ -263,20 +263,46 @@ sub parse
 sub execute
 {
 	my ($self, $name, @parameters) = @_;
-	my $values = pack('nn(N/a*)*', 0, scalar @parameters, @parameters) . pack('n', 0);
-	return $self->_message(B => "\0$name\0$values")->_message(E => "\0" . pack('N', 0))
-	  ->_message(S => '');
+	return $self->_bind_and_execute($name, @parameters)->_message(S => '');
 }
 
 # Sends Parse, Bind and Execute at one go, and returns at once.
 sub extended
 {
 	my ($self, $sql, @parameters) = @_;
-	return $self->_message(P => "\0$sql\0" . pack('n', 0))->execute('', @parameters);
+	return $self->pipeline([ $sql, @parameters ]);
+}
+
+# Parse, Bind and Execute of several statements before one Sync. There is one answer: all rows, and the tags of all. With
+# 'flush' before them each statement but the last is on its way, and answered, before the next is sent.
+sub pipeline
+{
+	my ($self, @statements) = @_;
+	my $flush = $statements[0] eq 'flush' && shift @statements;
+	foreach my $statement (@statements)
+	{
+		my ($sql, @parameters) = @$statement;
+		$self->_message(P => "\0$sql\0" . pack('n', 0))->_bind_and_execute('', @parameters);
+		next unless $flush && $statement != $statements[-1];
+		my ($before, $end) = (scalar @{ $self->{current}{tags} }, Time::HiRes::time() + $PgWeir::deadline_s);
+		$self->_message(H => '');
+		$self->_read(0.1)
+		  until @{ $self->{current}{tags} } > $before || $self->{current}{code} || Time::HiRes::time() > $end || !$self->{socket};
+	}
+	return $self->_message(S => '');
+}
+
+# Parameters are text; undef is NULL.
+sub _bind_and_execute
+{
+	my ($self, $name, @parameters) = @_;
+	my $values = join '', map { defined ? pack('N/a*', $_) : pack('N', 0xFFFFFFFF) } @parameters;
+	return $self->_message(B => "\0$name\0" . pack('nn', 0, scalar @parameters) . $values . pack('n', 0))
+	  ->_message(E => "\0" . pack('N', 0));
 }
 
 # The next answer, up to ReadyForQuery or the end of the connection; undef when none comes in time.
-# {rows, tag, code, severity, message, detail, hint, notices, status, closed}; COPY's lines are rows of one column.
+# {rows, tag, tags, code, severity, message, detail, hint, position, schema, table, column, type, constraint, notices, status, closed}; COPY's lines are rows of one column.
 sub answer
 {
 	my ($self, $timeout_s) = @_;
@@ -348,7 +374,7 @@ sub vanish
 	return;
 }
 
-sub _no_answer { return { rows => [], notices => [], code => '' } }
+sub _no_answer { return { rows => [], tags => [], notices => [], code => '' } }
 
 sub _message
 {
@@ -406,7 +432,7 @@ sub _take
 	elsif ($type eq 'K') { $self->{pid} = unpack('N', $body) }
 	elsif ($type eq 'D') { push @{ $answer->{rows} }, _columns($body) }
 	elsif ($type eq 'd') { push @{ $answer->{rows} }, [ $body =~ /(.*)/ ] }
-	elsif ($type eq 'C') { ($answer->{tag}) = unpack('Z*', $body) }
+	elsif ($type eq 'C') { push @{ $answer->{tags} }, $answer->{tag} = unpack('Z*', $body) }
 	elsif ($type eq 'G') { $self->_message(c => '') }    # COPY FROM STDIN: no rows
 	elsif ($type eq 'E') { %$answer = (%$answer, %{ _report($body) }) }
 	elsif ($type eq 'N') { push @{ $answer->{notices} }, _report($body) }
@@ -419,7 +445,8 @@ sub _report
 	my ($body) = @_;
 	my %field = map { substr($_, 0, 1) => substr($_, 1) } grep { length } split(/\0/, $body);
 	my %report;
-	@report{qw(severity code message detail hint)} = map { $_ // '' } @field{qw(V C M D H)};
+	@report{qw(severity code message detail hint position schema table column type constraint)} =
+	  map { $_ // '' } @field{qw(V C M D H P s t c d n)};
 	return \%report;
 }
 
