@@ -33,13 +33,20 @@ sub make_tables
 	return;
 }
 
-# Clients of the role "app", at rest. Options are the program's.
+# Clients of the role "app", at rest, of a server, or of whichever of several is the primary. Options are the program's.
 sub start
 {
-	my ($class, $node, %options) = @_;
+	my ($class, $nodes, %options) = @_;
+	my @nodes = ref $nodes eq 'ARRAY' ? @$nodes : $nodes;
 	my $program = "$FindBin::RealBin/../faults/faults";
 	die "$program is not built; scripts/check does that" unless -x $program;
-	local %ENV = (%ENV, PGHOST => $node->host, PGPORT => $node->port, PGUSER => 'app', PGDATABASE => 'postgres');
+	local %ENV = (
+		%ENV,
+		PGHOST => join(',', map { $_->host } @nodes),
+		PGPORT => join(',', map { $_->port } @nodes),
+		PGTARGETSESSIONATTRS => @nodes > 1 ? 'read-write' : 'any',
+		PGUSER => 'app',
+		PGDATABASE => 'postgres');
 	my $self = bless { in => '', acked => 0 }, $class;
 	$self->{pid} =
 	  IPC::Open2::open2($self->{from}, $self->{to}, $program, map { "$_=$options{$_}" } sort keys %options);
