@@ -55,7 +55,7 @@ $standby->promote;
 $clients->progress(1000);
 $clients->is_right('after promotion');
 cmp_ok($clients->figure('unknown'), '>', 0, 'answers were outstanding when the primary died');
-is_coalesced(admin_of($standby), $_, 100) foreach qw(faults_rows faults_counters);
+is_coalesced(admin_of($standby), $_, 20) foreach qw(faults_rows faults_counters);
 $clients->stop;
 
 done_testing();
