@@ -67,8 +67,8 @@ void Run(int number)
         usleep(1000);
     const std::string prefix = std::to_string(getpid()) + "." + std::to_string(number) + ".";
     for (long i = 0; !failed && Now() < seconds; i++) {
-        // A duplicate of the row before.
-        const bool due = i % one_in == one_in - 1;
+        // A duplicate of the row before. Not everybody's at the same time.
+        const bool due = i > 0 && (i + number) % one_in == 0;
         const std::string tag = prefix + std::to_string(due ? i - 1 : i);
         const char *value = tag.c_str();
         PGresult *result = PQexecPrepared(connection, "i", 1, &value, nullptr, nullptr, 0);

@@ -457,14 +457,15 @@ sub same_contents
 
 my $scripts = $node->basedir . '/company.sql';
 append_to_file($scripts, <<'SQL');
-\set key random(-2000000000, -2)
+\set n :n + 1
+\set key -2 - :client_id * 100000000 - :n
 INSERT INTO opted.t (k, serial_no, name) VALUES (:key, 0, 'company');
 INSERT INTO opted.g (k, serial_no, name) VALUES (:key, 0, 'company');
 UPDATE opted.c SET n = n + 1 WHERE k = -1;
 INSERT INTO opted.p (region, k, qty) VALUES (1, :key, 1);
 SQL
 $admin->query('INSERT INTO opted.c VALUES (-1, 0)');
-my $company = IPC::Run::start([ 'pgbench', '-n', '-c', '12', '-j', '1', '-T', '600', '-M', 'prepared', '-f', $scripts,
+my $company = IPC::Run::start([ 'pgbench', '-n', '-c', '12', '-j', '1', '-T', '600', '-M', 'prepared', '-D', 'n=0', '-f', $scripts,
 		$node->connstr('postgres') . ' user=app' ], '<', \undef, '>', \my $out, '2>', \my $err);
 
 # ---- at once, on keys of their own
