@@ -51,6 +51,7 @@ Departure DepartureOf(Interrupt interrupt)
 // This backend's state. `judged`: the transaction that the gate has seen.
 GateSession session = {&gate, &gate_lock, TransactionQueueWaitEvent, DepartureOf};
 LocalTransactionId judged = InvalidLocalTransactionId;
+LocalTransactionId left_to_worker = InvalidLocalTransactionId; // not judged: its statement is to be coalesced
 int utility_depth = 0;
 
 // After ShutdownPostgres has aborted the transaction and its locks are gone, before ProcKill gives the PGPROC
@@ -218,10 +219,14 @@ void OnExecutorStart(QueryDesc *query_desc, int eflags)
             EnterQuery(static_cast<uint64>(query_desc->plannedstmt->queryId), query_desc);
         // Without a portal it is the planner that evaluates a function, with a snapshot of its own that must
         // stay.
-        if (NeedsJudgement() && ActivePortal != nullptr)
-            Judge(
-                query_desc, [=] { return DropStatementSnapshot(query_desc); },
-                [=](const DroppedSnapshot &dropped) { RetakeStatementSnapshot(dropped, query_desc); });
+        if (NeedsJudgement() && ActivePortal != nullptr) {
+            if (query_desc->operation != CMD_SELECT && !nothing_opted_in && MayBeCoalesced(query_desc))
+                left_to_worker = CurrentLxid();
+            else
+                Judge(
+                    query_desc, [=] { return DropStatementSnapshot(query_desc); },
+                    [=](const DroppedSnapshot &dropped) { RetakeStatementSnapshot(dropped, query_desc); });
+        }
     }
     if (previous_executor_start)
         previous_executor_start(query_desc, eflags);
@@ -233,8 +238,14 @@ void OnExecutorStart(QueryDesc *query_desc, int eflags)
 void OnExecutorRun(WEIR_EXECUTOR_RUN_PARAMETERS)
 {
     Touch();
-    if (query_desc->operation != CMD_SELECT && !nothing_opted_in && RunCoalesced(query_desc))
-        return;
+    if (query_desc->operation != CMD_SELECT && !nothing_opted_in) {
+        if (RunCoalesced(query_desc))
+            return;
+        // It was not: then it needs a slot after all. Its snapshot stays, the executor has it in hand.
+        if (left_to_worker == CurrentLxid() && NeedsJudgement())
+            Judge(
+                query_desc, [] { return DroppedSnapshot(); }, [](const DroppedSnapshot &) {});
+    }
     if (previous_executor_run)
         previous_executor_run(WEIR_EXECUTOR_RUN_ARGUMENTS);
     else

@@ -30,7 +30,7 @@ constexpr DeclineText decline_texts[] = {
     {"key", "Its WHERE clause does not give all columns of a unique index by =."},
     {"expression", "It has an expression that only its own session can evaluate."},
     {"returning", "It has a RETURNING clause that needs what only its own session has."},
-    {"on conflict", "It has an ON CONFLICT clause."},
+    {"on conflict", "It has ON CONFLICT DO UPDATE, or DO NOTHING with RETURNING."},
     {"table", "The table is not an ordinary, permanent heap table without partitions or children."},
     {"trigger", "The table has a trigger, or a rule, or a foreign key that the statement concerns."},
     {"constraint", "The table has a deferrable or an exclusion constraint, or one that is not immutable."},

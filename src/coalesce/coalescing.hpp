@@ -64,6 +64,8 @@ struct alignas(128) Lane {
     std::atomic<uint32_t> xid;    // of the batch that is being committed
 
     alignas(128) std::atomic<uint32_t> present; // clients in a statement that could be coalesced
+    std::atomic<uint32_t> peak;                 // most of them at once, fading
+    std::atomic<uint32_t> arrivals;
     WakeWords wake;
 
     LaneState State() const noexcept { return static_cast<LaneState>(state.load(std::memory_order_seq_cst)); }

@@ -71,18 +71,6 @@ bool WalkEffects(Node *node, Effects *e)
     return WalkTree(node, WalkEffects, e);
 }
 
-// Only columns: an expression that fails would fail after the commit.
-bool ReturnsColumnsOnly(const List *returning)
-{
-    ListCell *cell;
-    foreach (cell, returning) {
-        const Expr *expression = lfirst_node(TargetEntry, cell)->expr;
-        if (!IsA(expression, Var) || reinterpret_cast<const Var *>(expression)->varattno <= 0)
-            return false;
-    }
-    return true;
-}
-
 ResultRelInfo *TargetOf(const QueryDesc *query_desc)
 {
     return castNode(ModifyTableState, query_desc->planstate)->resultRelInfo;
@@ -183,10 +171,18 @@ Decline JudgeInsert(const QueryDesc *query_desc)
     foreach (cell, TargetOf(query_desc)->ri_WithCheckOptions)
         if (lfirst_node(WithCheckOption, cell)->kind != WCO_RLS_INSERT_CHECK)
             return Decline::kRowSecurity;
-    if (modify->returningLists != NIL &&
-        !ReturnsColumnsOnly(static_cast<const List *>(linitial(modify->returningLists))))
-        return Decline::kReturning;
     return Decline::kNone;
+}
+
+// ON CONFLICT DO NOTHING, if it says so.
+static void NoteConflicts(const QueryDesc *query_desc, RequestSlot *slot)
+{
+    const auto *modify = reinterpret_cast<const ModifyTable *>(query_desc->plannedstmt->planTree);
+    slot->skips_conflicts = modify->onConflictAction == ONCONFLICT_NOTHING;
+    slot->arbiter_count = 0;
+    ListCell *cell;
+    foreach (cell, modify->arbiterIndexes)
+        slot->arbiters[slot->arbiter_count++] = lfirst_oid(cell);
 }
 
 Decline PullRows(QueryDesc *query_desc, RequestSlot *slot)
@@ -198,6 +194,8 @@ Decline PullRows(QueryDesc *query_desc, RequestSlot *slot)
     slot->kind = RequestKind::kInsert;
     slot->key_offset = slot->key_size = slot->bytes = 0;
     slot->rows = 0;
+    slot->returns = false;
+    NoteConflicts(query_desc, slot);
     pulled = {};
     for (uint32_t i = 0; i < count; i++) {
         ResetPerTupleExprContext(estate);
@@ -229,6 +227,21 @@ void PulledRowsBack(QueryDesc *query_desc, const RequestSlot &slot)
     below->ExecProcNode = NextRow;
 }
 
+bool ReturnsColumnsOnly(const QueryDesc *query_desc)
+{
+    const auto *modify = reinterpret_cast<const ModifyTable *>(query_desc->plannedstmt->planTree);
+    if (modify->returningLists == NIL)
+        return true;
+    ListCell *cell;
+    foreach (cell, static_cast<const List *>(linitial(modify->returningLists))) {
+        const Expr *expression = lfirst_node(TargetEntry, cell)->expr;
+        if (!IsA(expression, Var) || !IsReturnedColumn(reinterpret_cast<const Var *>(expression),
+                                                       linitial_int(modify->resultRelations)))
+            return false;
+    }
+    return true;
+}
+
 void SendReturning(QueryDesc *query_desc, const RequestSlot &slot)
 {
     ResultRelInfo *target = TargetOf(query_desc);
@@ -236,7 +249,7 @@ void SendReturning(QueryDesc *query_desc, const RequestSlot &slot)
     receiver->rStartup(receiver, query_desc->operation, query_desc->tupDesc);
     TupleTableSlot *row = ExecInitExtraTupleSlot(
         query_desc->estate, RelationGetDescr(target->ri_RelationDesc), &TTSOpsMinimalTuple);
-    ForEachRow(slot, [=](MinimalTuple tuple) {
+    const auto send = [=](MinimalTuple tuple) {
         ProjectionInfo *returning = target->ri_projectReturning;
         ExprContext *context = returning->pi_exprContext;
         ResetExprContext(context);
@@ -245,7 +258,11 @@ void SendReturning(QueryDesc *query_desc, const RequestSlot &slot)
         context->ecxt_scantuple = row;
         context->ecxt_outertuple = row;
         receiver->receiveSlot(ExecProject(returning), receiver);
-    });
+    };
+    if (slot.kind == RequestKind::kInsert)
+        ForEachRow(slot, send);
+    else if (slot.affected > 0)
+        send(reinterpret_cast<MinimalTuple>(const_cast<char *>(slot.payload) + slot.returned_offset));
     receiver->rShutdown(receiver);
 }
 

@@ -27,7 +27,11 @@ Decline PullRows(QueryDesc *query_desc, RequestSlot *slot);
 // ModifyTable will get the rows that were pulled, and then those that were not.
 void PulledRowsBack(QueryDesc *query_desc, const RequestSlot &slot);
 
-// The rows were inserted: sends what RETURNING asks for.
+// Whether RETURNING can be served from the finished row: only columns. An expression that fails would fail
+// after the commit.
+bool ReturnsColumnsOnly(const QueryDesc *query_desc);
+
+// The request was committed: sends what RETURNING asks for.
 void SendReturning(QueryDesc *query_desc, const RequestSlot &slot);
 
 // Calls `f(tuple)` for each of a request's rows.

@@ -16,6 +16,7 @@ extern "C" {
 #include "libpq/pqcomm.h"
 #include "nodes/execnodes.h"
 #include "nodes/plannodes.h"
+#include "parser/parsetree.h"
 #include "pgstat.h"
 #include "storage/procsignal.h"
 #include "tcop/pquery.h"
@@ -38,9 +39,10 @@ namespace weir
 namespace
 {
 
-// A worker is worth its hand-off from so many clients on that are writing at the same time. Fewer share
-// flushes well enough by themselves.
-constexpr uint32_t kCompany = 3;
+// A worker is worth its hand-off when so many clients write at the same time. Fewer share flushes well enough
+// by themselves; and inserts have less to gain, having no row to share.
+constexpr uint32_t kCompany = 6;
+constexpr uint32_t kCompanyForInserts = 12;
 
 constexpr long kLookAgainMs = 50;             // while waiting: interrupts that came just before we slept
 constexpr int64_t kStalledUs = USECS_PER_SEC; // a worker that has not taken a request for so long is stuck
@@ -65,7 +67,7 @@ bool IsTopLevel(const QueryDesc *query_desc)
     Portal portal = ActivePortal;
     return portal != nullptr && portal->name[0] == '\0' && list_length(portal->stmts) == 1 &&
            linitial(portal->stmts) == query_desc->plannedstmt && portal->portalSnapshot == nullptr &&
-           query_desc->estate->es_instrument == 0;
+           query_desc->instrument_options == 0;
 }
 
 // In the extended protocol everything until Sync is one transaction, and nothing says so before the first
@@ -107,17 +109,21 @@ Decline JudgePlan(const QueryDesc *query_desc, const TableFacts &facts)
         list_length(modify->resultRelations) != 1 || modify->rowMarks != NIL || !modify->canSetTag ||
         modify->plan.initPlan != NIL)
         return Decline::kStatement;
-    if (modify->onConflictAction != ONCONFLICT_NONE)
+    if (modify->onConflictAction == ONCONFLICT_UPDATE ||
+        (modify->onConflictAction == ONCONFLICT_NOTHING &&
+         (modify->returningLists != NIL || list_length(modify->arbiterIndexes) > RequestSlot::kMaxArbiters)))
         return Decline::kOnConflict;
+    if (!ReturnsColumnsOnly(query_desc))
+        return Decline::kReturning;
     switch (modify->operation) {
     case CMD_INSERT:
         return facts.insert;
     case CMD_UPDATE:
         if (modify->withCheckOptionLists != NIL)
             return Decline::kRowSecurity;
-        return modify->returningLists != NIL ? Decline::kReturning : facts.update;
+        return facts.update;
     case CMD_DELETE:
-        return modify->returningLists != NIL ? Decline::kReturning : facts.remove;
+        return facts.remove;
     default:
         return Decline::kStatement;
     }
@@ -228,12 +234,29 @@ void ReportUnusual(Verdict verdict)
                         errhint("Look whether the row is there before you try again.")));
 }
 
-// Joins those who could be coalesced; whether they are enough.
-bool HasCompany(Lane *lane)
+// Clients that are in a statement like this at once. They come in rounds, one for each batch, so it is the
+// peak that counts, and it fades: by a quarter with every so many arrivals. Races only blur it.
+uint32_t Join(Lane *lane)
 {
-    const uint32_t others = lane->present.fetch_add(1, std::memory_order_relaxed);
+    constexpr uint32_t kFade = 32;
+    if (present_in == lane)
+        return lane->peak.load(std::memory_order_relaxed);
+    if (present_in != nullptr)
+        present_in->present.fetch_sub(1, std::memory_order_relaxed);
+    const uint32_t now = lane->present.fetch_add(1, std::memory_order_relaxed) + 1;
     present_in = lane;
-    return others + 1 >= kCompany;
+    uint32_t peak = lane->peak.load(std::memory_order_relaxed);
+    if (lane->arrivals.fetch_add(1, std::memory_order_relaxed) % kFade == 0)
+        peak -= peak > 3 ? peak / 4 : peak > 0;
+    peak = Max(peak, now);
+    if (lane->peak.load(std::memory_order_relaxed) != peak)
+        lane->peak.store(peak, std::memory_order_relaxed);
+    return peak;
+}
+
+bool IsCompany(uint32_t clients, bool inserts)
+{
+    return clients >= (inserts ? kCompanyForInserts : kCompany);
 }
 
 Decline Pack(QueryDesc *query_desc, Relation relation, const TableFacts &facts, RequestSlot *slot)
@@ -246,8 +269,7 @@ Decline Pack(QueryDesc *query_desc, Relation relation, const TableFacts &facts, 
 void Finish(QueryDesc *query_desc, const RequestSlot &slot, Verdict verdict)
 {
     ReportUnusual(verdict);
-    query_desc->estate->es_processed =
-        query_desc->operation == CMD_INSERT ? slot.rows : static_cast<uint64>(slot.affected);
+    query_desc->estate->es_processed = slot.affected;
     if (query_desc->plannedstmt->hasReturning)
         SendReturning(query_desc, slot);
 }
@@ -266,7 +288,7 @@ bool Coalesce(QueryDesc *query_desc, Relation relation, const TableFacts &facts)
     Lane *lane = FindLane(facts.relation);
     if (lane == nullptr)
         return Declined(facts, relation, Decline::kNoWorker);
-    if (!HasCompany(lane))
+    if (!IsCompany(Join(lane), inserts))
         return Declined(facts, relation, Decline::kAlone);
 
     RequestSlot *slot = &request_slots[MyTicketId()];
@@ -287,6 +309,23 @@ bool Coalesce(QueryDesc *query_desc, Relation relation, const TableFacts &facts)
 }
 
 } // namespace
+
+bool MayBeCoalesced(const QueryDesc *query_desc)
+{
+    const Node *plan = reinterpret_cast<const Node *>(query_desc->plannedstmt->planTree);
+    if (CurrentMode() != Mode::kEnforce || !settings.coalesce || plan == nullptr || !IsA(plan, ModifyTable))
+        return false;
+    const auto *modify = reinterpret_cast<const ModifyTable *>(plan);
+    const RangeTblEntry *table =
+        rt_fetch(linitial_int(modify->resultRelations), query_desc->plannedstmt->rtable);
+    const TableFacts *facts = FactsKnownOf(table->relid);
+    if (facts == nullptr || JudgePlan(query_desc, *facts) != Decline::kNone ||
+        JudgeTransaction(query_desc) != Decline::kNone)
+        return false;
+    // Here already: who waits for a slot is company, too.
+    Lane *lane = FindLane(table->relid);
+    return lane != nullptr && IsCompany(Join(lane), modify->operation == CMD_INSERT);
+}
 
 bool RunCoalesced(QueryDesc *query_desc)
 {

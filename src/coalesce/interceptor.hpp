@@ -23,6 +23,11 @@ namespace weir
 // called for SELECT, nor when nothing has opted in.
 bool RunCoalesced(QueryDesc *query_desc);
 
+// Before ExecutorStart: whether the statement will, as far as can be told, be handed to a worker. Then it
+// needs no slot of the transaction gate: what a batch does is bounded by the worker, and to queue twice would
+// double the wake-ups.
+bool MayBeCoalesced(const QueryDesc *query_desc);
+
 void InstallInterceptor();
 
 } // namespace weir

@@ -133,8 +133,10 @@ bool StartWantedWorkers(int64_t now)
     for (Lane &lane : c.lanes) {
         if (lane.State() == LaneState::kWanted && lane.since.load() <= now)
             Start(&lane, now);
+        LWLockAcquire(coalesce_lock, LW_EXCLUSIVE);
         if (lane.State() == LaneState::kStarting && now - lane.since.load() > kComesWithinUs)
             Enter(&lane, LaneState::kFree, now);
+        LWLockRelease(coalesce_lock);
         more = more || lane.State() == LaneState::kWanted || lane.State() == LaneState::kStarting;
     }
     if (more)

@@ -306,6 +306,14 @@ const TableFacts *FactsOf(Relation relation)
     return facts;
 }
 
+const TableFacts *FactsKnownOf(Oid relation)
+{
+    if (!list_known || nothing_opted_in)
+        return nullptr;
+    const auto *facts = static_cast<const TableFacts *>(hash_search(opted_in, &relation, HASH_FIND, nullptr));
+    return facts != nullptr && facts->known ? facts : nullptr;
+}
+
 void InstallOptIn()
 {
     previous_object_access = object_access_hook;

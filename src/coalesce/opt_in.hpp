@@ -37,6 +37,9 @@ extern bool nothing_opted_in;
 // Null: the table has not opted in. In a transaction.
 const TableFacts *FactsOf(Relation relation);
 
+// The same by what is cached; null also if that is not known now.
+const TableFacts *FactsKnownOf(Oid relation);
+
 void InstallOptIn();
 
 } // namespace weir

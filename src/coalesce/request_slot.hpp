@@ -62,6 +62,7 @@ enum class GiveBack : uint8_t {
 struct alignas(128) RequestSlot {
     static constexpr size_t kSize = 8192;
     static constexpr size_t kPayloadSize = kSize - 128;
+    static constexpr int kMaxArbiters = 4;
 
     // Bits 0-7: RequestState. 8-15: low bits of the batch that took it. 16-63: a number that moves on with
     // each request, so that a compare-and-swap cannot hit a later one.
@@ -72,8 +73,12 @@ struct alignas(128) RequestSlot {
     uint32_t statistics; // the table's entry
     RequestKind kind;
     uint8_t synchronous_commit; // the level that it asks for
-    uint16_t rows;              // of an INSERT
-    uint32_t key_offset;        // what requests of one row have in common, byte for byte
+    bool returns;               // UPDATE, DELETE: the row is wanted
+    bool skips_conflicts;       // ON CONFLICT DO NOTHING, on these indexes; none: on any
+    uint8_t arbiter_count;
+    uint16_t rows; // of an INSERT
+    uint32_t arbiters[kMaxArbiters];
+    uint32_t key_offset; // what requests of one row have in common, byte for byte
     uint32_t key_size;
     uint32_t shape_offset; // UPDATE, DELETE: expressions
     uint32_t shape_size;
@@ -86,6 +91,7 @@ struct alignas(128) RequestSlot {
     uint32_t affected;
     Verdict verdict;
     GiveBack give_back;
+    uint32_t returned_offset; // in the payload, of the row that the request made or deleted
 
     alignas(64) char payload[kPayloadSize];
 

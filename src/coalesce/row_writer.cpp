@@ -115,6 +115,14 @@ void PrepareChecks(TableWriter *w)
             ExecPrepareExpr(static_cast<Expr *>(stringToNode(constraints->check[i].ccbin)), w->estate);
 }
 
+bool SomeSkipConflicts(const Batch &batch, uint32_t from, uint32_t end)
+{
+    for (uint32_t i = from; i < end; i++)
+        if (batch.planned[i].slot->kind == RequestKind::kInsert && batch.planned[i].slot->skips_conflicts)
+            return true;
+    return false;
+}
+
 TableWriter *BeginTable(Batch *batch, Relation relation, uint32_t from, uint32_t end)
 {
     auto *w = static_cast<TableWriter *>(palloc0(sizeof(TableWriter)));
@@ -127,7 +135,7 @@ TableWriter *BeginTable(Batch *batch, Relation relation, uint32_t from, uint32_t
     InitResultRelInfo(w->target, relation, 1, nullptr, 0);
     // As logical replication does: triggers find it there.
     w->estate->es_opened_result_relations = lappend(w->estate->es_opened_result_relations, w->target);
-    ExecOpenIndices(w->target, batch->checks_unique);
+    ExecOpenIndices(w->target, batch->checks_unique || SomeSkipConflicts(*batch, from, end));
     AfterTriggerBeginQuery();
     return w;
 }
@@ -179,17 +187,51 @@ void FlushRows(TableWriter *w, Rows *rows)
         Blame(w->batch, rows->owners[i], 1);
         List *recheck = NIL;
         if (w->target->ri_NumIndices > 0)
-            recheck = InsertIndexTuples(w->target, row, w->estate, false, UpdatedIndexes());
+            recheck = InsertIndexTuples(w->target, row, w->estate, nullptr, NIL);
         ExecARInsertTriggers(w->estate, w->target, row, recheck, nullptr);
         ResetPerTupleExprContext(w->estate);
     }
     rows->count = 0;
 }
 
-bool IsDuplicate(TableWriter *w, TupleTableSlot *row)
+// ON CONFLICT DO NOTHING for one row, as ExecInsert() does it. Whether it was inserted.
+bool InsertUnlessConflict(TableWriter *w, TupleTableSlot *row, List *arbiters)
 {
-    ItemPointerData conflict;
-    return !HasNoConflict(w->target, row, w->estate, &conflict);
+    constexpr int kTries = 1000;
+    for (int i = 0; i < kTries; i++) {
+        CHECK_FOR_INTERRUPTS();
+        if (!HasNoConflict(w->target, row, w->estate, arbiters))
+            return false;
+        bool conflicted = false;
+        const uint32 token = SpeculativeInsertionLockAcquire(GetCurrentTransactionId());
+        table_tuple_insert_speculative(w->relation, row, w->estate->es_output_cid, 0, nullptr, token);
+        List *recheck = InsertIndexTuples(w->target, row, w->estate, &conflicted, arbiters);
+        table_tuple_complete_speculative(w->relation, row, token, !conflicted);
+        SpeculativeInsertionLockRelease(GetCurrentTransactionId());
+        if (!conflicted) {
+            ExecARInsertTriggers(w->estate, w->target, row, recheck, nullptr);
+            return true;
+        }
+    }
+    elog(ERROR, "pg_weir: a conflict that does not hold still");
+}
+
+void InsertSkipping(TableWriter *w, uint32_t i)
+{
+    const RequestSlot &slot = *w->batch->planned[i].slot;
+    List *arbiters = NIL;
+    for (int j = 0; j < slot.arbiter_count; j++)
+        arbiters = lappend_oid(arbiters, slot.arbiters[j]);
+    uint32_t inserted = 0;
+    Blame(w->batch, i, 1);
+    TupleTableSlot *row = table_slot_create(w->relation, &w->estate->es_tupleTable);
+    ForEachRow(slot, [&](MinimalTuple tuple) {
+        ExecForceStoreMinimalTuple(tuple, row, false);
+        row->tts_tableOid = RelationGetRelid(w->relation);
+        inserted += InsertUnlessConflict(w, row, arbiters);
+        ResetPerTupleExprContext(w->estate);
+    });
+    w->batch->EntryOf(i).affected = inserted;
 }
 
 void InsertRequest(TableWriter *w, Rows *rows, uint32_t i)
@@ -206,7 +248,7 @@ void InsertRequest(TableWriter *w, Rows *rows, uint32_t i)
             row = table_slot_create(w->relation, &w->estate->es_tupleTable);
         ExecForceStoreMinimalTuple(tuple, row, false);
         row->tts_tableOid = RelationGetRelid(w->relation);
-        duplicate = duplicate || (w->batch->checks_unique && IsDuplicate(w, row));
+        duplicate = duplicate || (w->batch->checks_unique && !HasNoConflict(w->target, row, w->estate, NIL));
         rows->owners[rows->count++] = i;
     });
     w->batch->EntryOf(i).affected = slot.rows;
@@ -220,9 +262,12 @@ void InsertAll(TableWriter *w, uint32_t from, uint32_t end)
 {
     auto *rows = static_cast<Rows *>(palloc0(sizeof(Rows)));
     for (uint32_t i = from; i < end; i++)
-        if (!IsLeftOut(*w->batch, i))
+        if (!IsLeftOut(*w->batch, i) && !w->batch->planned[i].slot->skips_conflicts)
             InsertRequest(w, rows, i);
     FlushRows(w, rows);
+    for (uint32_t i = from; i < end; i++)
+        if (!IsLeftOut(*w->batch, i) && w->batch->planned[i].slot->skips_conflicts)
+            InsertSkipping(w, i);
 }
 
 // ---- updates and deletes --------------------------------------------------------------------------
@@ -299,6 +344,20 @@ bool SetColumns(TableWriter *w, const CompiledShape &shape, ExprContext *context
     return holds;
 }
 
+// Hands the row as it is now to the request's client, behind what came in the payload.
+void ReturnImage(TableWriter *w, RequestSlot *slot)
+{
+    const MinimalTuple tuple =
+        heap_form_minimal_tuple(RelationGetDescr(w->relation), w->image->tts_values, w->image->tts_isnull);
+    const size_t offset = MAXALIGN(slot->bytes);
+    // What is stored out of line may go before the client has read it.
+    if ((tuple->t_infomask & HEAP_HASEXTERNAL) != 0 || offset + tuple->t_len > RequestSlot::kPayloadSize)
+        ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+                        errmsg("pg_weir: the row that RETURNING asks for does not fit")));
+    memcpy(slot->payload + offset, tuple, tuple->t_len);
+    slot->returned_offset = static_cast<uint32_t>(offset);
+}
+
 // Applies one request to the image.
 void ApplyRequest(TableWriter *w, uint32_t i, RowState *state)
 {
@@ -306,7 +365,7 @@ void ApplyRequest(TableWriter *w, uint32_t i, RowState *state)
     entry.affected = 0;
     if (IsLeftOut(*w->batch, i) || *state == RowState::kDeleted || *state == RowState::kMissing)
         return;
-    const RequestSlot &slot = *entry.slot;
+    RequestSlot &slot = *entry.slot;
     Blame(w->batch, i, 1);
     const CompiledShape &shape = Compile(w, slot);
     ExprContext *context = GetPerTupleExprContext(w->estate);
@@ -323,6 +382,8 @@ void ApplyRequest(TableWriter *w, uint32_t i, RowState *state)
         return;
     }
     entry.affected = 1;
+    if (slot.returns)
+        ReturnImage(w, &slot);
 }
 
 // All of a row's requests, in their order, on the image taken from old_row.
@@ -395,7 +456,7 @@ WriteEnd WriteRow(TableWriter *w, RowState state, bool wait, LockTupleMode *mode
         table_tuple_update(w->relation, &at, w->image, w->estate->es_output_cid, w->estate->es_snapshot,
                            InvalidSnapshot, wait, &failure, mode, &indexes);
     if (result == TM_Ok && w->target->ri_NumIndices > 0)
-        list_free(InsertIndexTuples(w->target, w->image, w->estate, true, indexes));
+        list_free(UpdateIndexTuples(w->target, w->image, w->estate, indexes));
     return EndOf(result);
 }
 

@@ -436,6 +436,7 @@ Decline PackUpdateOrDelete(QueryDesc *query_desc, Relation relation, const Table
             return Decline::kKey;
     slot->kind = kind;
     slot->rows = 1;
+    slot->returns = modify->returningLists != NIL;
     return Pack(shape, values, slot) ? Decline::kNone : Decline::kTooLarge;
 }
 

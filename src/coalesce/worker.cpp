@@ -114,6 +114,7 @@ void EndBatch(Verdict verdict)
     WakeTogether(lane->wake.End(batch.number), sessions, count);
     batch.count = 0;
     batch.number++;
+    lane->xid.store(InvalidTransactionId); // must not speak for the next batch
 }
 
 void GiveAllBack(GiveBack why)
@@ -304,21 +305,22 @@ void SetOwnSettings()
     SetLockTimeout();
 }
 
-// False: the launcher has given up waiting for us.
+// False: the launcher has given up waiting for us, and the lane may be another database's now.
 bool EnterLane()
 {
-    auto expected = static_cast<uint32_t>(LaneState::kStarting);
-    lane->epoch.fetch_add(1);
-    lane->ticket.store(MyTicketId() + 1);
-    lane->pid.store(static_cast<uint32_t>(MyProcPid));
-    lane->asleep.store(0);
-    lane->xid.store(InvalidTransactionId);
-    batch.number = lane->wake.opening.load();
-    if (lane->state.compare_exchange_strong(expected, static_cast<uint32_t>(LaneState::kRunning),
-                                            std::memory_order_seq_cst))
-        return true;
-    lane->ticket.store(0);
-    return false;
+    LWLockAcquire(coalesce_lock, LW_EXCLUSIVE);
+    const bool ours = lane->State() == LaneState::kStarting && lane->database.load() == MyDatabaseId;
+    if (ours) {
+        lane->epoch.fetch_add(1);
+        lane->ticket.store(MyTicketId() + 1);
+        lane->pid.store(static_cast<uint32_t>(MyProcPid));
+        lane->asleep.store(0);
+        lane->xid.store(InvalidTransactionId);
+        batch.number = lane->wake.opening.load();
+        lane->state.store(static_cast<uint32_t>(LaneState::kRunning), std::memory_order_seq_cst);
+    }
+    LWLockRelease(coalesce_lock);
+    return ours;
 }
 
 // Until a request comes; at most a while.
@@ -385,9 +387,9 @@ void weir_coalescer_main(Datum argument)
     Allocate();
     SetOwnSettings();
     pgstat_report_activity(STATE_RUNNING, "coalescing");
+    before_shmem_exit(OnWorkerExit, 0);
     if (!EnterLane())
         return;
-    before_shmem_exit(OnWorkerExit, 0);
     Serve();
     proc_exit(0);
 }

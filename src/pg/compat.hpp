@@ -159,32 +159,45 @@ template <typename F> bool AnyProcLock(LOCK *lock, F f)
 // 16 knows updates that concern summarizing indexes only.
 #if PG_VERSION_NUM >= 160000
 using UpdatedIndexes = TU_UpdateIndexes;
-inline List *InsertIndexTuples(ResultRelInfo *target, TupleTableSlot *slot, EState *estate, bool update,
+inline List *UpdateIndexTuples(ResultRelInfo *target, TupleTableSlot *slot, EState *estate,
                                UpdatedIndexes which)
 {
-    if (update && which == TU_None)
-        return NIL;
-    return ExecInsertIndexTuples(target, slot, estate, update, false, nullptr, NIL,
-                                 update && which == TU_Summarizing);
+    return which == TU_None ? NIL
+                            : ExecInsertIndexTuples(target, slot, estate, true, false, nullptr, NIL,
+                                                    which == TU_Summarizing);
+}
+// `conflicted`: null, or to be told instead of an error.
+inline List *InsertIndexTuples(ResultRelInfo *target, TupleTableSlot *slot, EState *estate, bool *conflicted,
+                               List *arbiters)
+{
+    return ExecInsertIndexTuples(target, slot, estate, false, conflicted != nullptr, conflicted, arbiters,
+                                 false);
 }
 #else
 using UpdatedIndexes = bool;
-inline List *InsertIndexTuples(ResultRelInfo *target, TupleTableSlot *slot, EState *estate, bool update,
+inline List *UpdateIndexTuples(ResultRelInfo *target, TupleTableSlot *slot, EState *estate,
                                UpdatedIndexes which)
 {
-    return !update || which ? ExecInsertIndexTuples(target, slot, estate, update, false, nullptr, NIL) : NIL;
+    return which ? ExecInsertIndexTuples(target, slot, estate, true, false, nullptr, NIL) : NIL;
+}
+inline List *InsertIndexTuples(ResultRelInfo *target, TupleTableSlot *slot, EState *estate, bool *conflicted,
+                               List *arbiters)
+{
+    return ExecInsertIndexTuples(target, slot, estate, false, conflicted != nullptr, conflicted, arbiters);
 }
 #endif
 
-// 18 takes the tuple that may conflict with itself.
-inline bool HasNoConflict(ResultRelInfo *target, TupleTableSlot *slot, EState *estate, ItemPointer conflict)
+// Whether the row could be inserted as far as these indexes (none: all unique ones) are concerned. 18 takes
+// the tuple that may conflict with itself.
+inline bool HasNoConflict(ResultRelInfo *target, TupleTableSlot *slot, EState *estate, List *arbiters)
 {
+    ItemPointerData conflict;
 #if PG_VERSION_NUM >= 180000
     ItemPointerData none;
     ItemPointerSetInvalid(&none);
-    return ExecCheckIndexConstraints(target, slot, estate, conflict, &none, NIL);
+    return ExecCheckIndexConstraints(target, slot, estate, &conflict, &none, arbiters);
 #else
-    return ExecCheckIndexConstraints(target, slot, estate, conflict, NIL);
+    return ExecCheckIndexConstraints(target, slot, estate, &conflict, arbiters);
 #endif
 }
 
@@ -250,6 +263,16 @@ constexpr Oid kRandomFunction = F_RANDOM_;
 #else
 constexpr Oid kRandomFunction = F_RANDOM;
 #endif
+
+// A column of the row as it is after an INSERT or UPDATE, or was before a DELETE. 18 has old.c and new.c.
+inline bool IsReturnedColumn(const Var *var, int table)
+{
+#if PG_VERSION_NUM >= 180000
+    if (var->varreturningtype != VAR_RETURNING_DEFAULT)
+        return false;
+#endif
+    return static_cast<int>(var->varno) == table && var->varattno > 0;
+}
 
 // 17 tells how much is buffered.
 #if PG_VERSION_NUM >= 170000
