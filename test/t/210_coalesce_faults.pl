@@ -113,7 +113,7 @@ $clients->command('reset');
 
 # ---- the checker: lies that are told while they work, or afterwards
 
-# A trigger on every hundredth or so.
+# A trigger that lies about every third row or so.
 sub liar
 {
 	my ($table, $when, $body) = @_;
@@ -121,7 +121,7 @@ sub liar
 	$admin->query($_)
 	  foreach
 	  "CREATE OR REPLACE FUNCTION lie() RETURNS trigger LANGUAGE plpgsql AS \$\$ BEGIN
-		IF random() < 0.03 AND pg_trigger_depth() = 1 THEN $body END IF; RETURN NEW; END \$\$",
+		IF random() < 0.3 AND pg_trigger_depth() = 1 THEN $body END IF; RETURN NEW; END \$\$",
 	  "CREATE TRIGGER lie $when ON $table FOR EACH ROW EXECUTE FUNCTION lie()";
 	return;
 }
