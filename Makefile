@@ -4,9 +4,10 @@
 #   make install         into that server
 #   make installcheck    pg_regress alone, against the installed server: it must run with pg_weir preloaded
 #   make check           everything there is to check; ONLY=unit,regress,… for some of it
+#   make check-faults    the checker of coalesced writes through 200 kills: about ten minutes
 #   make demo            a storm, without and with pg_weir; KEEP=1 leaves the server up
 
-GOALS_WITHOUT_PGXS = demo check deps
+GOALS_WITHOUT_PGXS = demo check check-faults deps
 
 ifneq ($(filter $(GOALS_WITHOUT_PGXS),$(MAKECMDGOALS)),)
 
@@ -15,6 +16,9 @@ demo:
 
 check:
 	@scripts/check $(ONLY)
+
+check-faults:
+	@KILLS=$${KILLS:-200} TAP=210 TAP_SECONDS=3600 scripts/check tap
 
 deps:
 	@scripts/deps build check demo

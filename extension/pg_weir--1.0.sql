@@ -306,6 +306,96 @@ REVOKE ALL ON FUNCTION weir.stat_startup(), weir.startup_limit(), weir.storms() 
 GRANT EXECUTE ON FUNCTION weir.stat_startup(), weir.startup_limit(), weir.storms() TO pg_monitor;
 GRANT SELECT ON weir.stat_startup, weir.startup_limit, weir.storms TO pg_monitor;
 
+-- ---- coalescing ---------------------------------------------------------------------------------------------------
+
+CREATE TABLE weir.coalesced_table (
+    relation regclass PRIMARY KEY,
+    since timestamptz NOT NULL DEFAULT now());
+
+-- pg_dump keeps it. A table that was dropped while the library was not loaded has left a number, which must not come back as
+-- another table's.
+SELECT pg_catalog.pg_extension_config_dump('weir.coalesced_table',
+    'WHERE EXISTS (SELECT FROM pg_catalog.pg_class AS c WHERE c.oid = relation)');
+
+CREATE FUNCTION weir.coalesced_table_changed() RETURNS trigger
+LANGUAGE C VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'weir_coalesced_table_changed';
+
+CREATE TRIGGER changed BEFORE INSERT OR UPDATE OR DELETE ON weir.coalesced_table
+    FOR EACH ROW EXECUTE FUNCTION weir.coalesced_table_changed();
+CREATE TRIGGER truncated AFTER TRUNCATE ON weir.coalesced_table
+    FOR EACH STATEMENT EXECUTE FUNCTION weir.coalesced_table_changed();
+ALTER TABLE weir.coalesced_table ENABLE ALWAYS TRIGGER changed;
+ALTER TABLE weir.coalesced_table ENABLE ALWAYS TRIGGER truncated;
+
+-- With their owner's rights: who may execute them needs none on the table.
+CREATE FUNCTION weir.coalesce_table(relation regclass) RETURNS void
+LANGUAGE sql VOLATILE STRICT PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS 'INSERT INTO weir.coalesced_table (relation) VALUES ($1) ON CONFLICT DO NOTHING';
+
+CREATE FUNCTION weir.uncoalesce_table(relation regclass) RETURNS void
+LANGUAGE sql VOLATILE STRICT PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS 'DELETE FROM weir.coalesced_table AS t WHERE t.relation = $1';
+
+CREATE FUNCTION weir.stat_coalesce(
+    OUT relation regclass,
+    OUT requests bigint,
+    OUT "rows" bigint,
+    OUT batches bigint,
+    OUT folded bigint,
+    OUT bytes bigint,
+    OUT declined bigint,
+    OUT declined_by_reason jsonb,
+    OUT not_executed bigint,
+    OUT not_executed_by_reason jsonb,
+    OUT batch_p50 integer,
+    OUT batch_p95 integer,
+    OUT batch_p99 integer,
+    OUT batch_max integer,
+    OUT wait_p50 interval,
+    OUT wait_p95 interval,
+    OUT wait_p99 interval,
+    OUT wait_max interval)
+RETURNS SETOF record
+LANGUAGE C VOLATILE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'weir_stat_coalesce';
+
+CREATE VIEW weir.stat_coalesce AS SELECT * FROM weir.stat_coalesce();
+
+COMMENT ON TABLE weir.coalesced_table IS 'Tables whose small autocommit writes go through coalescing workers: see docs/coalescing.md. Changed by weir.coalesce_table() and weir.uncoalesce_table(); dumped by pg_dump.';
+COMMENT ON COLUMN weir.coalesced_table.relation IS 'the table';
+COMMENT ON COLUMN weir.coalesced_table.since IS 'when it opted in';
+
+COMMENT ON VIEW weir.stat_coalesce IS 'Coalescing in this database since the last weir.reset(): a row per table that has opted in, or had.';
+COMMENT ON COLUMN weir.stat_coalesce.relation IS 'the table; NULL: all those that found no room for counters of their own';
+COMMENT ON COLUMN weir.stat_coalesce.requests IS 'statements that a worker committed';
+COMMENT ON COLUMN weir.stat_coalesce."rows" IS 'rows that these wrote';
+COMMENT ON COLUMN weir.stat_coalesce.batches IS 'transactions of workers that wrote to the table';
+COMMENT ON COLUMN weir.stat_coalesce.folded IS 'updates that shared a row version with a later one of their batch';
+COMMENT ON COLUMN weir.stat_coalesce.bytes IS 'bytes that clients handed to workers';
+COMMENT ON COLUMN weir.stat_coalesce.declined IS 'statements that were not sent to a worker';
+COMMENT ON COLUMN weir.stat_coalesce.declined_by_reason IS 'these by reason: see docs/coalescing.md';
+COMMENT ON COLUMN weir.stat_coalesce.not_executed IS 'statements that a worker gave back, and that ran in their own session then';
+COMMENT ON COLUMN weir.stat_coalesce.not_executed_by_reason IS 'these by reason';
+COMMENT ON COLUMN weir.stat_coalesce.batch_p50 IS 'median number of statements in a batch';
+COMMENT ON COLUMN weir.stat_coalesce.batch_p95 IS '95th percentile of that number';
+COMMENT ON COLUMN weir.stat_coalesce.batch_p99 IS '99th percentile of that number';
+COMMENT ON COLUMN weir.stat_coalesce.batch_max IS 'largest batch';
+COMMENT ON COLUMN weir.stat_coalesce.wait_p50 IS 'median time from handing a statement to a worker until its answer';
+COMMENT ON COLUMN weir.stat_coalesce.wait_p95 IS '95th percentile of that time';
+COMMENT ON COLUMN weir.stat_coalesce.wait_p99 IS '99th percentile of that time';
+COMMENT ON COLUMN weir.stat_coalesce.wait_max IS 'longest such time';
+
+COMMENT ON FUNCTION weir.coalesced_table_changed() IS 'The trigger on weir.coalesced_table: tells all sessions.';
+COMMENT ON FUNCTION weir.coalesce_table(regclass) IS 'Opts a table in: small autocommit writes to it go through coalescing workers from the next transaction on. Superusers, unless granted.';
+COMMENT ON FUNCTION weir.uncoalesce_table(regclass) IS 'Opts a table out. Superusers, unless granted.';
+COMMENT ON FUNCTION weir.stat_coalesce() IS 'What the view weir.stat_coalesce shows.';
+
+REVOKE ALL ON FUNCTION weir.coalesced_table_changed(), weir.coalesce_table(regclass), weir.uncoalesce_table(regclass),
+    weir.stat_coalesce() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION weir.stat_coalesce() TO pg_monitor;
+GRANT SELECT ON weir.coalesced_table, weir.stat_coalesce TO pg_monitor;
+
 -- ---- load shedding by query digest --------------------------------------------------------------------------------
 
 CREATE FUNCTION weir.limit_query(

@@ -1,5 +1,7 @@
 #include "admission/startup_gate.hpp"
 #include "admission/transaction_gate.hpp"
+#include "coalesce/interceptor.hpp"
+#include "coalesce/opt_in.hpp"
 #include "pg/compat.hpp"
 #include "pg/launcher.hpp"
 #include "pg/settings.hpp"
@@ -26,5 +28,7 @@ _Pragma("GCC visibility pop")
     weir::InstallSharedMemoryHooks();
     weir::InstallTransactionGate();
     weir::InstallStartupGate();
+    weir::InstallOptIn();
+    weir::InstallInterceptor();
     weir::RegisterLauncher();
 }

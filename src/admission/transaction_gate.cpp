@@ -4,6 +4,9 @@
 #include "admission/query_shedding.hpp"
 #include "admission/refusal.hpp"
 #include "admission/session_class.hpp"
+#include "coalesce/interceptor.hpp"
+#include "coalesce/lanes.hpp"
+#include "coalesce/opt_in.hpp"
 #include "pg/compat.hpp"
 #include "pg/shared.hpp"
 #include "pg/snapshot.hpp"
@@ -14,6 +17,8 @@ extern "C" {
 #include "catalog/namespace.h"
 #include "catalog/pg_authid_d.h"
 #include "catalog/pg_namespace_d.h"
+#include "commands/dbcommands.h"
+#include "commands/defrem.h"
 #include "executor/executor.h"
 #include "replication/walsender.h"
 #include "storage/ipc.h"
@@ -46,6 +51,7 @@ Departure DepartureOf(Interrupt interrupt)
 // This backend's state. `judged`: the transaction that the gate has seen.
 GateSession session = {&gate, &gate_lock, TransactionQueueWaitEvent, DepartureOf};
 LocalTransactionId judged = InvalidLocalTransactionId;
+LocalTransactionId left_to_worker = InvalidLocalTransactionId; // not judged: its statement is to be coalesced
 int utility_depth = 0;
 
 // After ShutdownPostgres has aborted the transaction and its locks are gone, before ProcKill gives the PGPROC
@@ -71,11 +77,6 @@ void OnResourceRelease(ResourceReleasePhase phase, bool, bool is_top_level, void
 }
 
 // ---- who is judged ------------------------------------------------------------------------------
-
-bool IsClientBackend()
-{
-    return MyBackendType == B_BACKEND && !am_walsender && MyProcPort != nullptr;
-}
 
 // A transaction that began before the mode was switched on, or has written something, may hold locks: too
 // late.
@@ -218,10 +219,14 @@ void OnExecutorStart(QueryDesc *query_desc, int eflags)
             EnterQuery(static_cast<uint64>(query_desc->plannedstmt->queryId), query_desc);
         // Without a portal it is the planner that evaluates a function, with a snapshot of its own that must
         // stay.
-        if (NeedsJudgement() && ActivePortal != nullptr)
-            Judge(
-                query_desc, [=] { return DropStatementSnapshot(query_desc); },
-                [=](const DroppedSnapshot &dropped) { RetakeStatementSnapshot(dropped, query_desc); });
+        if (NeedsJudgement() && ActivePortal != nullptr) {
+            if (query_desc->operation != CMD_SELECT && !nothing_opted_in && MayBeCoalesced(query_desc))
+                left_to_worker = CurrentLxid();
+            else
+                Judge(
+                    query_desc, [=] { return DropStatementSnapshot(query_desc); },
+                    [=](const DroppedSnapshot &dropped) { RetakeStatementSnapshot(dropped, query_desc); });
+        }
     }
     if (previous_executor_start)
         previous_executor_start(query_desc, eflags);
@@ -233,6 +238,14 @@ void OnExecutorStart(QueryDesc *query_desc, int eflags)
 void OnExecutorRun(WEIR_EXECUTOR_RUN_PARAMETERS)
 {
     Touch();
+    if (query_desc->operation != CMD_SELECT && !nothing_opted_in) {
+        if (RunCoalesced(query_desc))
+            return;
+        // It was not: then it needs a slot after all. Its snapshot stays, the executor has it in hand.
+        if (left_to_worker == CurrentLxid() && NeedsJudgement())
+            Judge(
+                query_desc, [] { return DroppedSnapshot(); }, [](const DroppedSnapshot &) {});
+    }
     if (previous_executor_run)
         previous_executor_run(WEIR_EXECUTOR_RUN_ARGUMENTS);
     else
@@ -319,8 +332,41 @@ void RunCountedUtility(bool holds_query, WEIR_UTILITY_PARAMETERS)
     EndCountedUtility(holds_query);
 }
 
+// The database that a statement needs to be alone with; InvalidOid: none.
+Oid DatabaseNeededAlone(const Node *statement)
+{
+    const char *name = nullptr;
+    switch (nodeTag(statement)) {
+    case T_DropdbStmt:
+        name = reinterpret_cast<const DropdbStmt *>(statement)->dbname;
+        break;
+    case T_AlterDatabaseStmt: // SET TABLESPACE
+        name = reinterpret_cast<const AlterDatabaseStmt *>(statement)->dbname;
+        break;
+    case T_RenameStmt:
+        if (reinterpret_cast<const RenameStmt *>(statement)->renameType == OBJECT_DATABASE)
+            name = reinterpret_cast<const RenameStmt *>(statement)->subname;
+        break;
+    case T_CreatedbStmt: {
+        ListCell *cell;
+        foreach (cell, reinterpret_cast<const CreatedbStmt *>(statement)->options) {
+            auto *option = lfirst_node(DefElem, cell);
+            if (strcmp(option->defname, "template") == 0 && option->arg != nullptr)
+                name = defGetString(option);
+        }
+        break;
+    }
+    default:
+        break;
+    }
+    return name != nullptr ? get_database_oid(name, true) : InvalidOid;
+}
+
 void OnProcessUtility(WEIR_UTILITY_PARAMETERS)
 {
+    const Oid alone = DatabaseNeededAlone(statement->utilityStmt);
+    if (OidIsValid(alone))
+        EndWorkersOf(alone);
     if (CurrentMode() == Mode::kOff) {
         RunUtility(WEIR_UTILITY_ARGUMENTS);
         return;
@@ -340,6 +386,23 @@ void OnProcessUtility(WEIR_UTILITY_PARAMETERS)
 }
 
 } // namespace
+
+bool IsClientBackend()
+{
+    return MyBackendType == B_BACKEND && !am_walsender && MyProcPort != nullptr;
+}
+
+void LendSlot()
+{
+    if (session.holding && gate.Lend(session.ticket, gate.ticket(session.ticket).word.load(), false) &&
+        gate.Waiting() > 0)
+        DispatchSlots(&gate, gate_lock);
+}
+
+void TakeSlotBack()
+{
+    Touch();
+}
 
 void InstallTransactionGate()
 {

@@ -19,4 +19,11 @@ namespace weir
 
 void InstallTransactionGate();
 
+// The process of a client, not a walsender or worker.
+bool IsClientBackend();
+
+// Around a wait for another process: this transaction's slot, if it has one, is lent meanwhile.
+void LendSlot();
+void TakeSlotBack();
+
 } // namespace weir

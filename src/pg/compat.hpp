@@ -12,12 +12,17 @@ extern "C" {
 #else
 #include "utils/queryjumble.h"
 #endif
+#include "access/genam.h"
+#include "access/tableam.h"
 #include "catalog/pg_authid_d.h"
 #include "executor/executor.h"
+#include "nodes/nodeFuncs.h"
+#include "parser/parse_relation.h"
 #include "postmaster/postmaster.h"
 #include "storage/lock.h"
 #include "storage/proc.h"
 #include "utils/acl.h"
+#include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/wait_event.h"
 }
@@ -149,6 +154,139 @@ template <typename F> bool AnyProcLock(LOCK *lock, F f)
 #define WEIR_EXECUTOR_RUN_PARAMETERS                                                                         \
     QueryDesc *query_desc, ScanDirection direction, uint64 count, bool execute_once
 #define WEIR_EXECUTOR_RUN_ARGUMENTS query_desc, direction, count, execute_once
+#endif
+
+// 16 knows updates that concern summarizing indexes only.
+#if PG_VERSION_NUM >= 160000
+using UpdatedIndexes = TU_UpdateIndexes;
+inline List *UpdateIndexTuples(ResultRelInfo *target, TupleTableSlot *slot, EState *estate,
+                               UpdatedIndexes which)
+{
+    return which == TU_None ? NIL
+                            : ExecInsertIndexTuples(target, slot, estate, true, false, nullptr, NIL,
+                                                    which == TU_Summarizing);
+}
+// `conflicted`: null, or to be told instead of an error.
+inline List *InsertIndexTuples(ResultRelInfo *target, TupleTableSlot *slot, EState *estate, bool *conflicted,
+                               List *arbiters)
+{
+    return ExecInsertIndexTuples(target, slot, estate, false, conflicted != nullptr, conflicted, arbiters,
+                                 false);
+}
+#else
+using UpdatedIndexes = bool;
+inline List *UpdateIndexTuples(ResultRelInfo *target, TupleTableSlot *slot, EState *estate,
+                               UpdatedIndexes which)
+{
+    return which ? ExecInsertIndexTuples(target, slot, estate, true, false, nullptr, NIL) : NIL;
+}
+inline List *InsertIndexTuples(ResultRelInfo *target, TupleTableSlot *slot, EState *estate, bool *conflicted,
+                               List *arbiters)
+{
+    return ExecInsertIndexTuples(target, slot, estate, false, conflicted != nullptr, conflicted, arbiters);
+}
+#endif
+
+// Whether the row could be inserted as far as these indexes (none: all unique ones) are concerned. 18 takes
+// the tuple that may conflict with itself.
+inline bool HasNoConflict(ResultRelInfo *target, TupleTableSlot *slot, EState *estate, List *arbiters)
+{
+    ItemPointerData conflict;
+#if PG_VERSION_NUM >= 180000
+    ItemPointerData none;
+    ItemPointerSetInvalid(&none);
+    return ExecCheckIndexConstraints(target, slot, estate, &conflict, &none, arbiters);
+#else
+    return ExecCheckIndexConstraints(target, slot, estate, &conflict, arbiters);
+#endif
+}
+
+// 18 counts index searches for EXPLAIN.
+inline IndexScanDesc BeginIndexScan(Relation table, Relation index, Snapshot snapshot, int keys)
+{
+#if PG_VERSION_NUM >= 180000
+    return index_beginscan(table, index, snapshot, nullptr, keys, 0);
+#else
+    return index_beginscan(table, index, snapshot, keys, 0);
+#endif
+}
+
+// An executor state whose only relation is this one; `updated`: its columns that an UPDATE may change. 16
+// moved these into a struct of their own, 18 added what was pruned.
+inline EState *ExecutorStateFor(Relation relation, [[maybe_unused]] Bitmapset *updated)
+{
+    EState *estate = CreateExecutorState();
+    RangeTblEntry *entry = makeNode(RangeTblEntry);
+    entry->rtekind = RTE_RELATION;
+    entry->relid = RelationGetRelid(relation);
+    entry->relkind = relation->rd_rel->relkind;
+    entry->rellockmode = RowExclusiveLock;
+#if PG_VERSION_NUM >= 160000
+    List *permissions = NIL;
+    addRTEPermissionInfo(&permissions, entry)->updatedCols = updated;
+#if PG_VERSION_NUM >= 180000
+    ExecInitRangeTable(estate, list_make1(entry), permissions, bms_make_singleton(1));
+#else
+    ExecInitRangeTable(estate, list_make1(entry), permissions);
+#endif
+#else
+    entry->updatedCols = updated;
+    ExecInitRangeTable(estate, list_make1(entry));
+#endif
+    return estate;
+}
+
+// Before 16 these are declared with an empty parameter list, which C++ takes at its word.
+template <typename Context>
+Node *MutateTree(Node *node, Node *(*mutator)(Node *, Context *), Context *context)
+{
+#if PG_VERSION_NUM >= 160000
+    return expression_tree_mutator(node, reinterpret_cast<Node *(*)(Node *, void *)>(mutator), context);
+#else
+    return expression_tree_mutator(node, reinterpret_cast<Node *(*)()>(reinterpret_cast<void (*)()>(mutator)),
+                                   context);
+#endif
+}
+template <typename Context> bool WalkTree(Node *node, bool (*walker)(Node *, Context *), Context *context)
+{
+#if PG_VERSION_NUM >= 160000
+    return expression_tree_walker(node, reinterpret_cast<bool (*)(Node *, void *)>(walker), context);
+#else
+    return expression_tree_walker(node, reinterpret_cast<bool (*)()>(reinterpret_cast<void (*)()>(walker)),
+                                  context);
+#endif
+}
+
+// 17 gave random() siblings, and so another name.
+#if PG_VERSION_NUM >= 170000
+constexpr Oid kRandomFunction = F_RANDOM_;
+#else
+constexpr Oid kRandomFunction = F_RANDOM;
+#endif
+
+// A column of the row as it is after an INSERT or UPDATE, or was before a DELETE. 18 has old.c and new.c.
+inline bool IsReturnedColumn(const Var *var, int table)
+{
+#if PG_VERSION_NUM >= 180000
+    if (var->varreturningtype != VAR_RETURNING_DEFAULT)
+        return false;
+#endif
+    return static_cast<int>(var->varno) == table && var->varattno > 0;
+}
+
+// 17 tells how much is buffered.
+#if PG_VERSION_NUM >= 170000
+extern "C" ssize_t pq_buffer_remaining_data(void);
+inline bool InputIsBuffered()
+{
+    return pq_buffer_remaining_data() > 0;
+}
+#else
+extern "C" bool pq_buffer_has_data(void);
+inline bool InputIsBuffered()
+{
+    return pq_buffer_has_data();
+}
 #endif
 
 } // namespace weir

@@ -1,6 +1,7 @@
 #include "pg/launcher.hpp"
 
 #include "admission/supervisor.hpp"
+#include "coalesce/lanes.hpp"
 #include "pg/compat.hpp"
 #include "pg/shared.hpp"
 
@@ -23,6 +24,7 @@ namespace
 {
 
 constexpr char kName[] = "pg_weir launcher";
+constexpr long kMaxStartNapMs = 1000; // while coalescing workers are to be started
 
 void OnLauncherExit(int, Datum)
 {
@@ -78,7 +80,9 @@ void weir_launcher_main(Datum)
     Supervisor *supervisor = StartSupervisor();
     ReloadSettings(false);
     for (;;) {
-        const long nap_ms = Supervise(supervisor, GetCurrentTimestamp());
+        long nap_ms = Supervise(supervisor, GetCurrentTimestamp());
+        if (StartWantedWorkers(GetCurrentTimestamp()))
+            nap_ms = Min(nap_ms, kMaxStartNapMs);
         // Before we look at the latch: a waiter that comes now sees that it must wake us.
         const bool long_nap = nap_ms > kShortNapMs;
         shared->supervision.napping.store(long_nap ? 1 : 0, std::memory_order_seq_cst);

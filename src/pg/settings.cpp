@@ -220,6 +220,29 @@ void DefineClasses()
         &settings.session_class, "", PGC_SUSET, 0, CheckSessionClass, AssignSessionClass, nullptr);
 }
 
+void DefineCoalescing()
+{
+    DefineCustomBoolVariable(
+        "weir.coalesce", "Sends this session's small writes on opted-in tables through coalescing workers.",
+        "Tables opt in with weir.coalesce_table(). Only with weir.mode = enforce.", &settings.coalesce, true,
+        PGC_USERSET, 0, nullptr, nullptr, nullptr);
+    DefineCustomIntVariable(
+        "weir.coalesce_workers", "Coalescing workers of each database that has opted-in tables.",
+        "A table keeps to one of them. They count towards max_worker_processes.", &settings.coalesce_workers,
+        1, 1, kMaxCoalesceWorkers, PGC_SIGHUP, 0, nullptr, nullptr, nullptr);
+    DefineCustomIntVariable("weir.coalesce_max_batch", "Most requests in one batch.", nullptr,
+                            &settings.coalesce_max_batch, 1000, 1, kMaxCoalesceBatch, PGC_SIGHUP, 0, nullptr,
+                            nullptr, nullptr);
+    DefineCustomIntVariable(
+        "weir.coalesce_max_delay", "How long a worker waits for more company before it begins a batch.",
+        "0: what arrived while the last batch was being flushed is the next one.",
+        &settings.coalesce_max_delay_ms, 0, 0, 1000, PGC_SIGHUP, GUC_UNIT_MS, nullptr, nullptr, nullptr);
+    DefineCustomIntVariable("weir.coalesce_lock_timeout", "Longest wait of a worker for a lock.",
+                            "Then it gives the request back to its client, which waits for the lock itself.",
+                            &settings.coalesce_lock_timeout_ms, 100, 1, 10000, PGC_SIGHUP, GUC_UNIT_MS,
+                            nullptr, nullptr, nullptr);
+}
+
 } // namespace
 
 const char *ModeName(int mode)
@@ -245,6 +268,7 @@ void DefineSettings()
     DefineLimits();
     DefineStartups();
     DefineClasses();
+    DefineCoalescing();
     MarkGUCPrefixReserved("weir");
 }
 

@@ -50,6 +50,11 @@ struct Settings {
     int startup_sqlstate;
     int failed_login_rate;
     int log_min_startup_wait_ms;
+    bool coalesce;
+    int coalesce_workers;
+    int coalesce_max_batch;
+    int coalesce_max_delay_ms;
+    int coalesce_lock_timeout_ms;
     char *classes;
     char *session_class;
     char *class_map;
@@ -63,6 +68,9 @@ extern Settings settings;
 
 // Set by assign hooks when weir.class or weir.class_map changed in this process.
 extern bool session_identity_changed;
+
+constexpr int kMaxCoalesceWorkers = 8;
+constexpr int kMaxCoalesceBatch = 4096;
 
 constexpr int kRejectAsError = 0;
 constexpr int kRejectAsFatal = 1;

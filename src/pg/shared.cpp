@@ -22,11 +22,15 @@ LWLock *rules_lock = nullptr;
 Gate startup_gate;
 StartupInfo *startup_infos = nullptr;
 LWLock *startup_lock = nullptr;
+RequestSlot *request_slots = nullptr;
+LWLock *coalesce_lock = nullptr;
 
 namespace
 {
 
 constexpr char kTranche[] = "pg_weir";
+
+std::atomic<uint64_t> *request_bitmaps = nullptr; // of all lanes, one after the other
 
 shmem_request_hook_type previous_shmem_request_hook;
 shmem_startup_hook_type previous_shmem_startup_hook;
@@ -36,13 +40,20 @@ uint32_t TicketCount()
     return static_cast<uint32_t>(MaxBackends);
 }
 
+Size BitmapsSize()
+{
+    return kLanes * RequestBitmap::Words(TicketCount()) * sizeof(uint64_t);
+}
+
 // The structures are aligned to cache lines; ShmemInitStruct promises that much (ShmemAlloc aligns to
 // PG_CACHE_LINE_SIZE, 128), and the tickets follow at a multiple of it.
 Size SharedSize()
 {
     static_assert(PG_CACHE_LINE_SIZE % alignof(Shared) == 0 && sizeof(Shared) % alignof(Ticket) == 0);
+    static_assert(sizeof(StartupInfo) % sizeof(uint64_t) == 0);
     const Size tickets = Gate::TicketsSize(TicketCount());
-    return sizeof(Shared) + 2 * tickets + sizeof(StartupInfo) * TicketCount();
+    return sizeof(Shared) + 2 * tickets + sizeof(RequestSlot) * TicketCount() +
+           sizeof(StartupInfo) * TicketCount() + BitmapsSize();
 }
 
 void RequestSharedMemory()
@@ -50,7 +61,7 @@ void RequestSharedMemory()
     if (previous_shmem_request_hook)
         previous_shmem_request_hook();
     RequestAddinShmemSpace(SharedSize());
-    RequestNamedLWLockTranche(kTranche, 3);
+    RequestNamedLWLockTranche(kTranche, 4);
 }
 
 // Runs in the postmaster, again after a crash restart; with EXEC_BACKEND also in every child.
@@ -66,9 +77,12 @@ void StartSharedMemory()
     gate_lock = &locks[0].lock;
     rules_lock = &locks[1].lock;
     startup_lock = &locks[2].lock;
+    coalesce_lock = &locks[3].lock;
     auto *tickets = reinterpret_cast<Ticket *>(static_cast<char *>(memory) + sizeof(Shared));
     Ticket *startup_tickets = tickets + TicketCount();
-    startup_infos = reinterpret_cast<StartupInfo *>(startup_tickets + TicketCount());
+    request_slots = reinterpret_cast<RequestSlot *>(startup_tickets + TicketCount());
+    startup_infos = reinterpret_cast<StartupInfo *>(request_slots + TicketCount());
+    request_bitmaps = reinterpret_cast<std::atomic<uint64_t> *>(startup_infos + TicketCount());
     if (found) {
         shared = static_cast<Shared *>(memory);
         gate.Attach(&shared->gate, tickets, TicketCount());
@@ -77,7 +91,9 @@ void StartSharedMemory()
         shared = new (memory) Shared();
         gate.Init(&shared->gate, tickets, TicketCount());
         startup_gate.Init(&shared->startups.gate, startup_tickets, TicketCount());
+        memset(static_cast<void *>(request_slots), 0, sizeof(RequestSlot) * TicketCount());
         memset(static_cast<void *>(startup_infos), 0, sizeof(StartupInfo) * TicketCount());
+        memset(static_cast<void *>(request_bitmaps), 0, BitmapsSize());
         // The clients of a server that comes back come back together: they wait for the launcher, a moment.
         shared->supervision.last_tick.store(GetCurrentTimestamp());
         shared->statistics_since.store(GetCurrentTimestamp());
@@ -140,6 +156,16 @@ void PublishStartupSettings(const ClassSpecs &specs)
 }
 
 } // namespace
+
+uint32_t SessionCount()
+{
+    return TicketCount();
+}
+
+std::atomic<uint64_t> *RequestsOf(uint32_t lane)
+{
+    return request_bitmaps + lane * RequestBitmap::Words(TicketCount());
+}
 
 AdaptiveBounds CurrentAdaptiveBounds()
 {

@@ -10,6 +10,7 @@
 #include "admission/startup_gate.hpp"
 #include "admission/startup_pace.hpp"
 #include "admission/storm_log.hpp"
+#include "coalesce/coalescing.hpp"
 #include "pg/prelude.hpp"
 #include "pg/settings.hpp"
 
@@ -59,6 +60,7 @@ struct Shared {
     Supervision supervision;
     QueryRulesShared rules;
     StartupShared startups;
+    CoalesceShared coalescing;
     std::atomic<int64_t> statistics_since; // TimestampTz of the last weir.reset()
 };
 
@@ -70,6 +72,14 @@ extern LWLock *rules_lock; // query rules
 extern Gate startup_gate;          // its tickets: one per session, at the index of its PGPROC, like gate's
 extern StartupInfo *startup_infos; // one per ticket
 extern LWLock *startup_lock;       // its queues, grants, class table; storms; failed logins
+
+extern RequestSlot *request_slots; // one per session, at the index of its PGPROC
+extern LWLock *coalesce_lock;      // lanes, entries of tables' counters
+
+uint32_t SessionCount(); // tickets and request slots there are
+
+// A lane's bitmap of sessions with requests.
+std::atomic<uint64_t> *RequestsOf(uint32_t lane);
 
 void InstallSharedMemoryHooks();
 

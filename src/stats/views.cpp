@@ -242,6 +242,8 @@ WEIR_SQL_FUNCTION(weir_reset)
     gate.ResetStatistics();
     startup_gate.ResetStatistics();
     shared->startups.held.store(0);
+    for (TableStatistics &table : shared->coalescing.tables)
+        table.Reset();
     shared->statistics_since.store(GetCurrentTimestamp());
     PG_RETURN_VOID();
 }

@@ -15,7 +15,8 @@ use Time::HiRes ();
 
 our @EXPORT = qw(gated_node admin_of app_of reconfigure admission poll_until wait_for_waiting waits_long_enough
   answers_at_once waits_for_slot is_refused nothing_left startup_value startups_waiting wait_for_startups
-  occupy_startup queue_startups no_startups_left);
+  occupy_startup queue_startups no_startups_left
+  skip_without_coalescing opt_in is_coalesced);
 
 # PostgreSQL::Test::Utils sends what a test dies of to its log file alone.
 $SIG{__DIE__} = sub { diag(Carp::longmess($_[0])) if defined $^S && !$^S };
@@ -251,6 +252,35 @@ sub no_startups_left
 	return is($left, '0 0', "$name: nobody starts or waits");
 }
 
+# Skips the file where the extension cannot coalesce. WITHOUT_COALESCING=1 runs it all the same, on tables that are not
+# opted in: what then fails is the test's mistake.
+sub skip_without_coalescing
+{
+	my ($node) = @_;
+	my $there = admin_of($node)->value("SELECT to_regprocedure('weir.coalesce_table(regclass)')");
+	plan(skip_all => 'this pg_weir does not coalesce') if $there eq '' && !$ENV{WITHOUT_COALESCING};
+	return;
+}
+
+sub opt_in
+{
+	my ($admin, @tables) = @_;
+	return if $ENV{WITHOUT_COALESCING};
+	$admin->query("SELECT weir.coalesce_table('$_')") foreach @tables;
+	return;
+}
+
+# A test: so many of the table's rows at least came in batches. A test in which nothing did would prove nothing.
+sub is_coalesced
+{
+	my ($admin, $table, $least) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	return if $ENV{WITHOUT_COALESCING};
+	my $seen = $admin->query("SELECT requests, s FROM weir.stat_coalesce AS s WHERE relation = '$table'::regclass")->[0] // [ 0, 'nothing' ];
+	note("$table: $seen->[1]");
+	return cmp_ok($seen->[0], '>=', $least, "$table: coalesced");
+}
+
 # A client that speaks the protocol itself: it can send something and look later whether an answer came, costs no
 # process, and can vanish. Over the node's socket, over loopback (tcp => 1), or over something that is open already
 # (socket => ...). With async => 1 the answer to the startup message is still to be read, with answer(). A password is
@@ -288,7 +318,7 @@ sub new
 	$self->_write(pack('N', length($body) + 4) . $body);
 	return $self if $options{async};
 	my $answer = $self->answer or die 'no answer to the startup message';
-	die "connection refused: $answer->{message}" if $answer->{code};
+	die 'connection refused: ' . ($answer->{message} // 'closed without a word') if $answer->{code} || $answer->{closed};
 	return $self;
 }
 
@@ -313,20 +343,67 @@ sub parse
 sub execute
 {
 	my ($self, $name, @parameters) = @_;
-	my $values = pack('nn(N/a*)*', 0, scalar @parameters, @parameters) . pack('n', 0);
-	return $self->_message(B => "\0$name\0$values")->_message(E => "\0" . pack('N', 0))
-	  ->_message(S => '');
+	return $self->_at_one_go(sub { $self->_bind_and_execute($name, @parameters)->_message(S => '') });
 }
 
 # Sends Parse, Bind and Execute at one go, and returns at once.
 sub extended
 {
 	my ($self, $sql, @parameters) = @_;
-	return $self->_message(P => "\0$sql\0" . pack('n', 0))->execute('', @parameters);
+	return $self->pipeline([ $sql, @parameters ]);
+}
+
+# Parse, Bind and Execute of several statements before one Sync. There is one answer: all rows, and the tags of all.
+sub pipeline
+{
+	my ($self, @statements) = @_;
+	return $self->_at_one_go(
+		sub {
+			$self->_parse_bind_and_execute(@$_) foreach @statements;
+			$self->_message(S => '');
+		});
+}
+
+# The same, but each statement is on its way, and answered, before the next is sent, and all before Sync.
+sub pipeline_in_steps
+{
+	my ($self, @statements) = @_;
+	foreach my $statement (@statements)
+	{
+		my ($before, $end) = (scalar @{ $self->{current}{tags} }, Time::HiRes::time() + $PgWeir::deadline_s);
+		$self->_at_one_go(sub { $self->_parse_bind_and_execute(@$statement)->_message(H => '') });
+		$self->_read(0.1)
+		  until @{ $self->{current}{tags} } > $before || $self->{current}{code} || Time::HiRes::time() > $end || !$self->{socket};
+	}
+	return $self->_message(S => '');
+}
+
+# Executed and answered, and never to be committed: no Sync.
+sub unsynced
+{
+	my ($self, $sql, @parameters) = @_;
+	$self->_parse_bind_and_execute($sql, @parameters)->_message(H => '');
+	PgWeir::poll_until('it is executed', sub { $self->_read(0.1); @{ $self->{current}{tags} } });
+	return $self;
+}
+
+sub _parse_bind_and_execute
+{
+	my ($self, $sql, @parameters) = @_;
+	return $self->_message(P => "\0$sql\0" . pack('n', 0))->_bind_and_execute('', @parameters);
+}
+
+# Parameters are text; undef is NULL.
+sub _bind_and_execute
+{
+	my ($self, $name, @parameters) = @_;
+	my $values = join '', map { defined ? pack('N/a*', $_) : pack('N', 0xFFFFFFFF) } @parameters;
+	return $self->_message(B => "\0$name\0" . pack('nn', 0, scalar @parameters) . $values . pack('n', 0))
+	  ->_message(E => "\0" . pack('N', 0));
 }
 
 # The next answer, up to ReadyForQuery or the end of the connection; undef when none comes in time.
-# {rows, tag, code, severity, message, detail, hint, notices, status, closed}; COPY's lines are rows of one column.
+# {rows, tag, tags, code, severity, message, detail, hint, position, schema, table, column, type, constraint, notices, status, closed}; COPY's lines are rows of one column.
 sub answer
 {
 	my ($self, $timeout_s) = @_;
@@ -334,7 +411,7 @@ sub answer
 	until (@{ $self->{answers} })
 	{
 		my $left = $end - Time::HiRes::time();
-		return if $left <= 0;
+		return if $left <= 0 || !$self->{socket};
 		$self->_read($left);
 	}
 	return shift @{ $self->{answers} };
@@ -398,7 +475,7 @@ sub vanish
 	return;
 }
 
-sub _no_answer { return { rows => [], notices => [], code => '' } }
+sub _no_answer { return { rows => [], tags => [], notices => [], code => '' } }
 
 sub _message
 {
@@ -406,9 +483,26 @@ sub _message
 	return $self->_write($type . pack('N', length($body) + 4) . $body);
 }
 
+# Whatever $send sends goes out as one packet, as drivers do it.
+sub _at_one_go
+{
+	my ($self, $send) = @_;
+	{
+		local $self->{held} = '';
+		$send->();
+		$send = $self->{held};
+	}
+	return $self->_write($send);
+}
+
 sub _write
 {
 	my ($self, $bytes) = @_;
+	if (defined $self->{held})
+	{
+		$self->{held} .= $bytes;
+		return $self;
+	}
 	local $SIG{PIPE} = 'IGNORE';
 	syswrite $self->{socket}, $bytes if $self->{socket};
 	return $self;
@@ -456,7 +550,7 @@ sub _take
 	elsif ($type eq 'K') { $self->{pid} = unpack('N', $body) }
 	elsif ($type eq 'D') { push @{ $answer->{rows} }, _columns($body) }
 	elsif ($type eq 'd') { push @{ $answer->{rows} }, [ $body =~ /(.*)/ ] }
-	elsif ($type eq 'C') { ($answer->{tag}) = unpack('Z*', $body) }
+	elsif ($type eq 'C') { push @{ $answer->{tags} }, $answer->{tag} = unpack('Z*', $body) }
 	elsif ($type eq 'G') { $self->_message(c => '') }    # COPY FROM STDIN: no rows
 	elsif ($type eq 'E') { %$answer = (%$answer, %{ _report($body) }) }
 	elsif ($type eq 'N') { push @{ $answer->{notices} }, _report($body) }
@@ -492,7 +586,8 @@ sub _report
 	my ($body) = @_;
 	my %field = map { substr($_, 0, 1) => substr($_, 1) } grep { length } split(/\0/, $body);
 	my %report;
-	@report{qw(severity code message detail hint)} = map { $_ // '' } @field{qw(V C M D H)};
+	@report{qw(severity code message detail hint position schema table column type constraint)} =
+	  map { $_ // '' } @field{qw(V C M D H P s t c d n)};
 	return \%report;
 }
 

@@ -1,0 +1,102 @@
+#pragma once
+
+// What coalescing keeps in shared memory: a request slot per backend, a lane per worker, and counters per
+// table.
+//
+// A lane belongs to a database while a worker, or the wish for one, is there. A client that finds no lane
+// claims one under coalesce_lock and calls the launcher, which starts the worker; until it runs, statements
+// go the ordinary way. A worker that has had nothing to do for a while gives its lane back.
+
+#include "coalesce/request_slot.hpp"
+#include "stats/histogram.hpp"
+
+namespace weir
+{
+
+// Why a statement on an opted-in table was not sent through a worker. The names are in the view
+// weir.stat_coalesce, and in docs/coalescing.md with the reason for each.
+enum class Decline : uint8_t {
+    kNone,
+    kAlone,
+    kNoWorker,
+    kTransactionBlock,
+    kPipeline,
+    kNested,
+    kIsolation,
+    kSynchronousCommit,
+    kHasXid,
+    kStatement,
+    kKey,
+    kExpression,
+    kReturning,
+    kOnConflict,
+    kTable,
+    kTrigger,
+    kConstraint,
+    kGenerated,
+    kRowSecurity,
+    kColumn,
+    kTooLarge,
+    kCount
+};
+
+const char *DeclineName(Decline why) noexcept;
+const char *DeclineDetail(Decline why) noexcept;
+const char *GiveBackName(GiveBack why) noexcept;
+
+enum class LaneState : uint32_t { kFree, kWanted, kStarting, kRunning, kEnding };
+
+struct alignas(128) Lane {
+    // Under coalesce_lock, but for the worker's own changes kStarting ──▶ kRunning ──▶ kEnding ──▶ kFree.
+    // Read by anybody.
+    std::atomic<uint32_t> state;
+    std::atomic<uint32_t> database;
+    std::atomic<uint32_t> number; // which of its database's
+    std::atomic<uint32_t> epoch;  // moves on with each worker
+    std::atomic<uint32_t> stop;   // its database is about to be dropped, renamed, copied
+    std::atomic<int64_t>
+        since; // when it entered this state (TimestampTz); for kWanted: not to be tried before
+
+    // The worker's.
+    std::atomic<uint32_t> ticket; // PGPROC number + 1; 0: none runs
+    std::atomic<uint32_t> pid;
+    std::atomic<uint32_t> asleep; // the first request must set its latch
+    std::atomic<uint32_t> xid;    // of the batch that is being committed
+
+    alignas(128) std::atomic<uint32_t> present; // clients in a statement that could be coalesced
+    std::atomic<uint32_t> peak;                 // most of them at once, fading
+    std::atomic<uint32_t> arrivals;
+    WakeWords wake;
+
+    LaneState State() const noexcept { return static_cast<LaneState>(state.load(std::memory_order_seq_cst)); }
+};
+
+constexpr uint32_t kLanes = 32;
+constexpr uint32_t kCoalescedTables = 128;
+
+// Counters of a table. Anybody, relaxed; a process that dies in between loses a count.
+struct TableStatistics {
+    std::atomic<uint32_t> database; // 0: free. Set under coalesce_lock, after `relation`
+    std::atomic<uint32_t> relation;
+    std::atomic<uint64_t> requests; // answered by a worker: committed
+    std::atomic<uint64_t> rows;
+    std::atomic<uint64_t> batches;
+    std::atomic<uint64_t> bytes;
+    std::atomic<uint64_t> folded; // updates that made no row version of their own
+    std::atomic<uint64_t> declined[static_cast<size_t>(Decline::kCount)];
+    std::atomic<uint64_t> given_back[static_cast<size_t>(GiveBack::kCount)];
+    Histogram batch_requests; // requests of a batch
+    Histogram waits;          // from publishing to the answer
+
+    void Reset() noexcept;
+};
+
+struct CoalesceShared {
+    std::atomic<uint32_t> wanted; // some lane is kWanted: the launcher is to look
+    std::atomic<uint64_t> starts_failed;
+    std::atomic<uint32_t> starts_failing; // logged; cleared by the next success
+    Lane lanes[kLanes];
+    TableStatistics tables[kCoalescedTables]; // the last one counts whatever found no entry
+};
+
+} // namespace weir

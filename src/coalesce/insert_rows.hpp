@@ -1,0 +1,48 @@
+#pragma once
+
+// The rows of an INSERT ... VALUES: computed in the client's backend by the plan below ModifyTable, as they
+// would be anyway; packed for a worker as finished tuples; and fed back into ModifyTable if the worker did
+// not execute them.
+//
+// Payload of a request: the rows as MinimalTuples, each at a multiple of 8.
+
+#include "coalesce/coalescing.hpp"
+#include "pg/prelude.hpp"
+
+extern "C" {
+#include "access/htup_details.h"
+#include "executor/execdesc.h"
+}
+
+namespace weir
+{
+
+// Before anything is evaluated.
+Decline JudgeInsert(const QueryDesc *query_desc);
+
+// Evaluates all rows, with every check that an INSERT makes before it writes, and packs them. Whatever it
+// returns, PulledRowsBack() must follow if the statement is to run after all.
+Decline PullRows(QueryDesc *query_desc, RequestSlot *slot);
+
+// ModifyTable will get the rows that were pulled, and then those that were not.
+void PulledRowsBack(QueryDesc *query_desc, const RequestSlot &slot);
+
+// Whether RETURNING can be served from the finished row: only columns. An expression that fails would fail
+// after the commit.
+bool ReturnsColumnsOnly(const QueryDesc *query_desc);
+
+// The request was committed: sends what RETURNING asks for.
+void SendReturning(QueryDesc *query_desc, const RequestSlot &slot);
+
+// Calls `f(tuple)` for each of a request's rows.
+template <typename F> void ForEachRow(const RequestSlot &slot, F f)
+{
+    const char *at = slot.payload;
+    for (uint32_t i = 0; i < slot.rows; i++) {
+        auto *tuple = reinterpret_cast<MinimalTuple>(const_cast<char *>(at));
+        at += MAXALIGN(tuple->t_len);
+        f(tuple);
+    }
+}
+
+} // namespace weir

@@ -1,0 +1,358 @@
+#include "coalesce/interceptor.hpp"
+
+#include "admission/transaction_gate.hpp"
+#include "coalesce/insert_rows.hpp"
+#include "coalesce/lanes.hpp"
+#include "coalesce/opt_in.hpp"
+#include "coalesce/shape.hpp"
+#include "pg/compat.hpp"
+#include "pg/shared.hpp"
+#include "pg/together.hpp"
+#include "pg/wait.hpp"
+
+extern "C" {
+#include "access/xact.h"
+#include "executor/instrument.h"
+#include "libpq/pqcomm.h"
+#include "nodes/execnodes.h"
+#include "nodes/plannodes.h"
+#include "parser/parsetree.h"
+#include "pgstat.h"
+#include "storage/procsignal.h"
+#include "tcop/pquery.h"
+#include "utils/portal.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+}
+
+// From libpq/libpq.h, which would ask for the headers of Kerberos and OpenSSL.
+extern "C" {
+void pq_startmsgread(void);
+void pq_endmsgread(void);
+int pq_peekbyte(void);
+}
+
+namespace weir
+{
+
+namespace
+{
+
+// A worker is worth its hand-off when so many clients write at the same time. Fewer share flushes well enough
+// by themselves; and inserts have less to gain, having no row to share.
+constexpr uint32_t kCompany = 6;
+constexpr uint32_t kCompanyForInserts = 12;
+
+constexpr long kLookAgainMs = 50;             // while waiting: interrupts that came just before we slept
+constexpr int64_t kStalledUs = USECS_PER_SEC; // a worker that has not taken a request for so long is stuck
+constexpr int64_t kUnattendedUs = 60 * USECS_PER_SEC;
+
+// The lane that counts us as present, until our transaction ends.
+Lane *present_in = nullptr;
+
+void OnTransactionEnd(XactEvent event, void *)
+{
+    if (present_in == nullptr || (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT))
+        return;
+    present_in->present.fetch_sub(1, std::memory_order_relaxed);
+    present_in = nullptr;
+}
+
+// ---- whether --------------------------------------------------------------------------------------
+
+// The top-level statement of the protocol's own portal. Others run inside something that goes on.
+bool IsTopLevel(const QueryDesc *query_desc)
+{
+    Portal portal = ActivePortal;
+    return portal != nullptr && portal->name[0] == '\0' && list_length(portal->stmts) == 1 &&
+           linitial(portal->stmts) == query_desc->plannedstmt && portal->portalSnapshot == nullptr &&
+           query_desc->instrument_options == 0;
+}
+
+// In the extended protocol everything until Sync is one transaction, and nothing says so before the first
+// statement has run. What is not there yet cannot be known. exec_simple_query() makes its portal invisible.
+bool EndsWithSync()
+{
+    if (!ActivePortal->visible)
+        return true;
+    if (!InputIsBuffered())
+        return false;
+    pq_startmsgread();
+    const int next = pq_peekbyte();
+    pq_endmsgread();
+    return next == 'S';
+}
+
+Decline JudgeTransaction(const QueryDesc *query_desc)
+{
+    if (!IsTopLevel(query_desc))
+        return Decline::kNested;
+    if (IsTransactionBlock() || IsSubTransaction())
+        return Decline::kTransactionBlock;
+    if (XactIsoLevel > XACT_READ_COMMITTED || XactReadOnly)
+        return Decline::kIsolation;
+    if (TransactionIdIsValid(GetTopTransactionIdIfAny()))
+        return Decline::kHasXid;
+    if (synchronous_commit == SYNCHRONOUS_COMMIT_OFF)
+        return Decline::kSynchronousCommit;
+    if ((MyXactFlags & XACT_FLAGS_PIPELINING) != 0 || !EndsWithSync())
+        return Decline::kPipeline;
+    return Decline::kNone;
+}
+
+Decline JudgePlan(const QueryDesc *query_desc, const TableFacts &facts)
+{
+    const PlannedStmt *statement = query_desc->plannedstmt;
+    const auto *modify = reinterpret_cast<const ModifyTable *>(statement->planTree);
+    if (statement->hasModifyingCTE || statement->subplans != NIL || statement->parallelModeNeeded ||
+        list_length(modify->resultRelations) != 1 || modify->rowMarks != NIL || !modify->canSetTag ||
+        modify->plan.initPlan != NIL)
+        return Decline::kStatement;
+    if (modify->onConflictAction == ONCONFLICT_UPDATE ||
+        (modify->onConflictAction == ONCONFLICT_NOTHING &&
+         (modify->returningLists != NIL || list_length(modify->arbiterIndexes) > RequestSlot::kMaxArbiters)))
+        return Decline::kOnConflict;
+    if (!ReturnsColumnsOnly(query_desc))
+        return Decline::kReturning;
+    switch (modify->operation) {
+    case CMD_INSERT:
+        return facts.insert;
+    case CMD_UPDATE:
+        if (modify->withCheckOptionLists != NIL)
+            return Decline::kRowSecurity;
+        return facts.update;
+    case CMD_DELETE:
+        return facts.remove;
+    default:
+        return Decline::kStatement;
+    }
+}
+
+bool Declined(const TableFacts &facts, Relation relation, Decline why)
+{
+    facts.statistics->declined[static_cast<size_t>(why)].fetch_add(1, std::memory_order_relaxed);
+    ereport(DEBUG1, (errmsg_internal("pg_weir: statement on \"%s\" not coalesced: %s",
+                                     RelationGetRelationName(relation), DeclineName(why)),
+                     errdetail_internal("%s", DeclineDetail(why))));
+    return false;
+}
+
+// ---- waiting --------------------------------------------------------------------------------------
+
+// Takes the request back. False: a worker has it.
+bool TakeBack(RequestSlot *slot, Lane *lane)
+{
+    if (!slot->Withdraw())
+        return false;
+    RequestBitmap::Clear(RequestsOf(LaneIndex(*lane)), MyTicketId());
+    slot->give_back = GiveBack::kWithdrawn;
+    slot->verdict = Verdict::kNotExecuted;
+    return true;
+}
+
+// Whether to go on waiting. Interrupts are processed where nothing is at stake: after the request was taken
+// back. From when a worker has it the answer is awaited, as the server itself does in a commit.
+bool MayWait(RequestSlot *slot, Lane *lane, uint32_t epoch, int64_t began)
+{
+    const bool queued = RequestSlot::StateOf(slot->Load()) == RequestState::kQueued;
+    const int64_t waited_us = GetCurrentTimestamp() - began;
+    if (queued && (InterruptPending || lane->State() != LaneState::kRunning || lane->epoch.load() != epoch ||
+                   waited_us > kStalledUs))
+        return !TakeBack(slot, lane);
+    if (ProcSignalBarrierPending)
+        ProcessProcSignalBarrier();
+    // Its worker ended without an end of its batch, which cannot be: every exit passes through it.
+    return queued || (lane->epoch.load() == epoch && lane->State() != LaneState::kFree) ||
+           waited_us < kUnattendedUs;
+}
+
+void Await(RequestSlot *slot, Lane *lane, uint32_t epoch, int64_t began)
+{
+    std::atomic<uint32_t> *word;
+    uint32_t value;
+    pgstat_report_wait_start(CoalesceWaitEvent());
+    while (lane->wake.Prepare(*slot, &word, &value)) {
+        if (!InterruptPending)
+            SleepOn(word, value, kLookAgainMs);
+        const RequestState state = RequestSlot::StateOf(slot->Load());
+        if (state == RequestState::kDone)
+            break;
+        if (!MayWait(slot, lane, epoch, began)) {
+            if (RequestSlot::StateOf(slot->Load()) == RequestState::kTaken)
+                slot->verdict = Verdict::kUnknown;
+            break;
+        }
+        // With a signal pending the sleep would return at once, again and again.
+        if (InterruptPending && RequestSlot::StateOf(slot->Load()) == RequestState::kTaken)
+            SleepOn(word, value, 1);
+    }
+    pgstat_report_wait_end();
+}
+
+// Hands the packed request over, and returns when its fate is known.
+Verdict Submit(RequestSlot *slot, Lane *lane, const TableFacts &facts)
+{
+    const int64_t began = GetCurrentTimestamp();
+    const uint32_t epoch = lane->epoch.load();
+    slot->relation = facts.relation;
+    slot->synchronous_commit = static_cast<uint8_t>(synchronous_commit);
+    slot->statistics = static_cast<uint32_t>(facts.statistics - shared->coalescing.tables);
+    HOLD_INTERRUPTS();
+    slot->Publish();
+    RequestBitmap::Set(RequestsOf(LaneIndex(*lane)), MyTicketId());
+    Ring(lane);
+    LendSlot();
+    Await(slot, lane, epoch, began);
+    TakeSlotBack();
+    const Verdict verdict = slot->verdict;
+    if (verdict != Verdict::kUnknown)
+        slot->Collect();
+    RESUME_INTERRUPTS();
+    TableStatistics &statistics = shared->coalescing.tables[slot->statistics];
+    statistics.waits.Record(GetCurrentTimestamp() - began);
+    if (verdict == Verdict::kNotExecuted)
+        statistics.given_back[static_cast<size_t>(slot->give_back)].fetch_add(1, std::memory_order_relaxed);
+    // A cancel request that came while a worker had it came too late. It was held off, and must not make an
+    // error of a success now.
+    if (verdict == Verdict::kNotExecuted)
+        CHECK_FOR_INTERRUPTS();
+    else
+        QueryCancelPending = false;
+    return verdict;
+}
+
+void ReportUnusual(Verdict verdict)
+{
+    if (verdict == Verdict::kCommittedLocally)
+        ereport(WARNING, (errmsg("canceling wait for synchronous replication due to administrator command"),
+                          errdetail("The transaction has already committed locally, but might not have been "
+                                    "replicated to the standby.")));
+    if (verdict == Verdict::kUnknown)
+        ereport(ERROR, (errcode(ERRCODE_T_R_STATEMENT_COMPLETION_UNKNOWN),
+                        errmsg("the coalescing worker ended before it could say whether it committed"),
+                        errhint("Look whether the row is there before you try again.")));
+}
+
+// Clients that are in a statement like this at once. They come in rounds, one for each batch, so it is the
+// peak that counts, and it fades: by a quarter with every so many arrivals. Races only blur it.
+uint32_t Join(Lane *lane)
+{
+    constexpr uint32_t kFade = 32;
+    if (present_in == lane)
+        return lane->peak.load(std::memory_order_relaxed);
+    if (present_in != nullptr)
+        present_in->present.fetch_sub(1, std::memory_order_relaxed);
+    const uint32_t now = lane->present.fetch_add(1, std::memory_order_relaxed) + 1;
+    present_in = lane;
+    uint32_t peak = lane->peak.load(std::memory_order_relaxed);
+    if (lane->arrivals.fetch_add(1, std::memory_order_relaxed) % kFade == 0)
+        peak -= peak > 3 ? peak / 4 : peak > 0;
+    peak = Max(peak, now);
+    if (lane->peak.load(std::memory_order_relaxed) != peak)
+        lane->peak.store(peak, std::memory_order_relaxed);
+    return peak;
+}
+
+bool IsCompany(uint32_t clients, bool inserts)
+{
+    return clients >= (inserts ? kCompanyForInserts : kCompany);
+}
+
+Decline Pack(QueryDesc *query_desc, Relation relation, const TableFacts &facts, RequestSlot *slot)
+{
+    if (query_desc->operation != CMD_INSERT)
+        return PackUpdateOrDelete(query_desc, relation, facts, slot);
+    return PullRows(query_desc, slot);
+}
+
+void Finish(QueryDesc *query_desc, const RequestSlot &slot, Verdict verdict)
+{
+    ReportUnusual(verdict);
+    query_desc->estate->es_processed = slot.affected;
+    if (query_desc->plannedstmt->hasReturning)
+        SendReturning(query_desc, slot);
+}
+
+// In the statement's memory context.
+bool Coalesce(QueryDesc *query_desc, Relation relation, const TableFacts &facts)
+{
+    Decline why = JudgePlan(query_desc, facts);
+    if (why == Decline::kNone)
+        why = JudgeTransaction(query_desc);
+    const bool inserts = query_desc->operation == CMD_INSERT;
+    if (why == Decline::kNone && inserts)
+        why = JudgeInsert(query_desc);
+    if (why != Decline::kNone)
+        return Declined(facts, relation, why);
+    Lane *lane = FindLane(facts.relation);
+    if (lane == nullptr)
+        return Declined(facts, relation, Decline::kNoWorker);
+    if (!IsCompany(Join(lane), inserts))
+        return Declined(facts, relation, Decline::kAlone);
+
+    RequestSlot *slot = &request_slots[MyTicketId()];
+    if (RequestSlot::StateOf(slot->Load()) != RequestState::kIdle)
+        return Declined(facts, relation, Decline::kNoWorker); // its last fate is still unknown
+    why = Pack(query_desc, relation, facts, slot);
+    if (why == Decline::kNone) {
+        const Verdict verdict = Submit(slot, lane, facts);
+        if (verdict != Verdict::kNotExecuted) {
+            Finish(query_desc, *slot, verdict);
+            return true;
+        }
+    } else
+        Declined(facts, relation, why);
+    if (inserts)
+        PulledRowsBack(query_desc, *slot);
+    return false;
+}
+
+} // namespace
+
+bool MayBeCoalesced(const QueryDesc *query_desc)
+{
+    const Node *plan = reinterpret_cast<const Node *>(query_desc->plannedstmt->planTree);
+    if (CurrentMode() != Mode::kEnforce || !settings.coalesce || plan == nullptr || !IsA(plan, ModifyTable))
+        return false;
+    const auto *modify = reinterpret_cast<const ModifyTable *>(plan);
+    const RangeTblEntry *table =
+        rt_fetch(linitial_int(modify->resultRelations), query_desc->plannedstmt->rtable);
+    const TableFacts *facts = FactsKnownOf(table->relid);
+    if (facts == nullptr || JudgePlan(query_desc, *facts) != Decline::kNone ||
+        JudgeTransaction(query_desc) != Decline::kNone)
+        return false;
+    // Here already: who waits for a slot is company, too.
+    Lane *lane = FindLane(table->relid);
+    return lane != nullptr && IsCompany(Join(lane), modify->operation == CMD_INSERT);
+}
+
+bool RunCoalesced(QueryDesc *query_desc)
+{
+    if (CurrentMode() != Mode::kEnforce || !settings.coalesce || !IsClientBackend() ||
+        query_desc->planstate == nullptr || !IsA(query_desc->planstate, ModifyTableState))
+        return false;
+    const auto *modify = reinterpret_cast<const ModifyTableState *>(query_desc->planstate);
+    Relation relation = modify->resultRelInfo->ri_RelationDesc;
+    const TableFacts *known = FactsOf(relation);
+    if (known == nullptr)
+        return false;
+    const TableFacts facts = *known; // an invalidation may come while expressions are evaluated
+    const MemoryContext previous = MemoryContextSwitchTo(query_desc->estate->es_query_cxt);
+    if (query_desc->totaltime != nullptr)
+        InstrStartNode(query_desc->totaltime);
+    query_desc->estate->es_processed = 0;
+    const bool done = Coalesce(query_desc, relation, facts);
+    if (query_desc->totaltime != nullptr)
+        InstrStopNode(query_desc->totaltime,
+                      done ? static_cast<double>(query_desc->estate->es_processed) : 0);
+    MemoryContextSwitchTo(previous);
+    return done;
+}
+
+void InstallInterceptor()
+{
+    RegisterXactCallback(OnTransactionEnd, nullptr);
+}
+
+} // namespace weir

@@ -1,0 +1,33 @@
+#pragma once
+
+// The client's side of coalescing, in ExecutorRun: permissions are checked and the table is locked by then,
+// nothing is executed. An eligible statement is handed to a worker, and its answer awaited; all others, and
+// those that the worker gives back, run as always.
+//
+// INSERT: the rows are computed here, from the plan below ModifyTable, with defaults, checks and row security
+// policies, and travel finished. Given back, they are fed into the same ModifyTable again: nextval() is not
+// called twice, and every error is PostgreSQL's own.
+// UPDATE and DELETE of one row: see shape.hpp.
+
+#include "coalesce/coalescing.hpp"
+#include "pg/prelude.hpp"
+
+extern "C" {
+#include "executor/execdesc.h"
+}
+
+namespace weir
+{
+
+// True: the statement has been executed, durably; ExecutorFinish and ExecutorEnd follow. False: run it. Not
+// called for SELECT, nor when nothing has opted in.
+bool RunCoalesced(QueryDesc *query_desc);
+
+// Before ExecutorStart: whether the statement will, as far as can be told, be handed to a worker. Then it
+// needs no slot of the transaction gate: what a batch does is bounded by the worker, and to queue twice would
+// double the wake-ups.
+bool MayBeCoalesced(const QueryDesc *query_desc);
+
+void InstallInterceptor();
+
+} // namespace weir

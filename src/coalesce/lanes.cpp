@@ -1,0 +1,169 @@
+#include "coalesce/lanes.hpp"
+
+#include "pg/compat.hpp"
+#include "pg/shared.hpp"
+
+extern "C" {
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "storage/latch.h"
+#include "utils/timestamp.h"
+}
+
+namespace weir
+{
+
+namespace
+{
+
+constexpr int64_t kRetryUs = 10 * USECS_PER_SEC;       // after a worker could not be registered
+constexpr int64_t kComesWithinUs = 10 * USECS_PER_SEC; // one that was registered, and did not come
+
+Lane *lanes_of_mine[kMaxCoalesceWorkers]; // where they were last seen
+
+bool IsOurs(const Lane &lane, uint32_t number)
+{
+    return lane.database.load(std::memory_order_relaxed) == MyDatabaseId &&
+           lane.number.load(std::memory_order_relaxed) == number && lane.State() != LaneState::kFree;
+}
+
+void Enter(Lane *lane, LaneState state, int64_t since)
+{
+    lane->since.store(since);
+    lane->state.store(static_cast<uint32_t>(state), std::memory_order_seq_cst);
+}
+
+// Finds the lane, or claims one. Null: all are in use.
+Lane *ClaimLane(uint32_t number)
+{
+    Lane *lanes = shared->coalescing.lanes;
+    Lane *found = nullptr;
+    Lane *free_lane = nullptr;
+    LWLockAcquire(coalesce_lock, LW_EXCLUSIVE);
+    for (uint32_t i = 0; i < kLanes; i++) {
+        if (IsOurs(lanes[i], number))
+            found = &lanes[i];
+        else if (lanes[i].State() == LaneState::kFree && free_lane == nullptr)
+            free_lane = &lanes[i];
+    }
+    if (found == nullptr && free_lane != nullptr) {
+        found = free_lane;
+        found->database.store(MyDatabaseId);
+        found->number.store(number);
+        found->stop.store(0);
+        Enter(found, LaneState::kWanted, 0);
+    }
+    LWLockRelease(coalesce_lock);
+    return found;
+}
+
+bool Register(uint32_t lane)
+{
+    BackgroundWorker worker = {};
+    snprintf(worker.bgw_name, BGW_MAXLEN, "pg_weir coalescer");
+    snprintf(worker.bgw_type, BGW_MAXLEN, "pg_weir coalescer");
+    snprintf(worker.bgw_library_name, sizeof(worker.bgw_library_name), "%s", "pg_weir");
+    snprintf(worker.bgw_function_name, BGW_MAXLEN, "%s", "weir_coalescer_main");
+    worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+    worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+    worker.bgw_restart_time = BGW_NEVER_RESTART;
+    worker.bgw_main_arg = UInt32GetDatum(lane);
+    return RegisterDynamicBackgroundWorker(&worker, nullptr);
+}
+
+void Start(Lane *lane, int64_t now)
+{
+    CoalesceShared &c = shared->coalescing;
+    Enter(lane, LaneState::kStarting, now);
+    if (Register(LaneIndex(*lane))) {
+        c.starts_failing.store(0);
+        return;
+    }
+    Enter(lane, LaneState::kWanted, now + kRetryUs);
+    c.starts_failed.fetch_add(1);
+    if (c.starts_failing.exchange(1) == 0)
+        ereport(LOG,
+                (errmsg("pg_weir: no coalescing worker could be started: statements go the ordinary way"),
+                 errhint("Consider increasing max_worker_processes.")));
+}
+
+} // namespace
+
+uint32_t LaneIndex(const Lane &lane)
+{
+    return static_cast<uint32_t>(&lane - shared->coalescing.lanes);
+}
+
+Lane *FindLane(Oid relation)
+{
+    const uint32_t number = relation % static_cast<uint32_t>(settings.coalesce_workers);
+    Lane *lane = lanes_of_mine[number];
+    if (lane == nullptr || !IsOurs(*lane, number)) {
+        lane = ClaimLane(number);
+        lanes_of_mine[number] = lane;
+    }
+    if (lane == nullptr)
+        return nullptr;
+    if (lane->State() == LaneState::kRunning)
+        return lane;
+    if (lane->State() == LaneState::kWanted && shared->coalescing.wanted.exchange(1) == 0) {
+        const uint32_t launcher = shared->supervision.ticket.load();
+        if (launcher != 0)
+            WakeTicket(launcher - 1);
+    }
+    return nullptr;
+}
+
+void Ring(Lane *lane)
+{
+    if (lane->asleep.load(std::memory_order_seq_cst) == 0 || lane->asleep.exchange(0) == 0)
+        return;
+    const uint32_t ticket = lane->ticket.load();
+    if (ticket != 0)
+        WakeTicket(ticket - 1);
+}
+
+bool StartWantedWorkers(int64_t now)
+{
+    CoalesceShared &c = shared->coalescing;
+    bool more = false;
+    if (c.wanted.load() == 0)
+        return false;
+    c.wanted.store(0);
+    for (Lane &lane : c.lanes) {
+        if (lane.State() == LaneState::kWanted && lane.since.load() <= now)
+            Start(&lane, now);
+        LWLockAcquire(coalesce_lock, LW_EXCLUSIVE);
+        if (lane.State() == LaneState::kStarting && now - lane.since.load() > kComesWithinUs)
+            Enter(&lane, LaneState::kFree, now);
+        LWLockRelease(coalesce_lock);
+        more = more || lane.State() == LaneState::kWanted || lane.State() == LaneState::kStarting;
+    }
+    if (more)
+        c.wanted.store(1);
+    return more;
+}
+
+void EndWorkersOf(Oid database)
+{
+    constexpr int kTries = 100;
+    constexpr long kPauseMs = 20;
+    for (int i = 0; i < kTries; i++) {
+        bool any = false;
+        for (Lane &lane : shared->coalescing.lanes) {
+            const uint32_t ticket = lane.ticket.load();
+            if (lane.database.load() != database || ticket == 0)
+                continue;
+            any = true;
+            lane.stop.store(1);
+            WakeTicket(ticket - 1);
+        }
+        if (!any)
+            return;
+        WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, kPauseMs, PG_WAIT_EXTENSION);
+        ResetLatch(MyLatch);
+        CHECK_FOR_INTERRUPTS();
+    }
+}
+
+} // namespace weir

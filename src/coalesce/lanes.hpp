@@ -1,0 +1,27 @@
+#pragma once
+
+// Which worker a table's requests go to, and how workers come and go.
+
+#include "coalesce/coalescing.hpp"
+#include "pg/prelude.hpp"
+
+namespace weir
+{
+
+// The lane for a table of this database whose worker runs; null: there is none yet, the launcher was asked.
+Lane *FindLane(Oid relation);
+
+uint32_t LaneIndex(const Lane &lane);
+
+// Something to do for the worker.
+void Ring(Lane *lane);
+
+// The launcher's: starts workers that were asked for, and gives up on those that did not come. Returns
+// whether some are still to come: then it should look again soon.
+bool StartWantedWorkers(int64_t now);
+
+// The database is about to be dropped, renamed, moved or copied, which its own workers must not prevent. Ends
+// them, and waits for that a few seconds at most.
+void EndWorkersOf(Oid database);
+
+} // namespace weir

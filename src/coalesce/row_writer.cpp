@@ -1,0 +1,646 @@
+#include "coalesce/row_writer.hpp"
+
+#include "coalesce/insert_rows.hpp"
+#include "coalesce/shape.hpp"
+#include "pg/compat.hpp"
+#include "pg/settings.hpp"
+
+extern "C" {
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/index.h"
+#include "commands/trigger.h"
+#include "common/hashfn.h"
+#include "executor/executor.h"
+#include "nodes/makefuncs.h"
+#include "storage/lmgr.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+}
+
+namespace weir
+{
+
+namespace
+{
+
+// ---- shapes ---------------------------------------------------------------------------------------
+
+// A shape's trees, kept between batches: they depend on nothing but their text.
+struct KeptShape {
+    MemoryContext memory;
+    uint64_t hash;
+    uint32_t size;
+    char *text;
+    Shape shape;
+};
+
+constexpr uint32_t kKeptShapes = 64;
+KeptShape kept_shapes[kKeptShapes];
+
+const Shape &KeepShape(const RequestSlot &slot)
+{
+    KeptShape *kept = &kept_shapes[slot.shape_hash % kKeptShapes];
+    if (kept->size == slot.shape_size && kept->hash == slot.shape_hash &&
+        memcmp(kept->text, slot.payload + slot.shape_offset, slot.shape_size) == 0)
+        return kept->shape;
+    if (kept->memory == nullptr)
+        kept->memory = AllocSetContextCreate(TopMemoryContext, "pg_weir shape", ALLOCSET_SMALL_SIZES);
+    kept->size = 0;
+    MemoryContextReset(kept->memory);
+    const MemoryContext previous = MemoryContextSwitchTo(kept->memory);
+    kept->text = static_cast<char *>(palloc(slot.shape_size));
+    memcpy(kept->text, slot.payload + slot.shape_offset, slot.shape_size);
+    kept->shape = ReadShape(slot);
+    kept->hash = slot.shape_hash;
+    MemoryContextSwitchTo(previous);
+    kept->size = slot.shape_size;
+    return kept->shape;
+}
+
+// Ready to run, for one batch.
+struct CompiledShape {
+    const RequestSlot *source;
+    ExprState **expressions;
+    int16_t *columns;
+    int count;
+    ExprState *conditions;
+};
+
+constexpr uint32_t kCompiledShapes = 16;
+
+// ---- one table ------------------------------------------------------------------------------------
+
+struct TableWriter {
+    Batch *batch;
+    Relation relation;
+    EState *estate;
+    ResultRelInfo *target;
+    TupleTableSlot *old_row;
+    TupleTableSlot *image;
+    ExprState **checks;
+    int check_count;
+    CompiledShape shapes[kCompiledShapes];
+    uint32_t shape_count;
+};
+
+// Columns that the table's requests of this batch may set.
+Bitmapset *UpdatedColumns(const Batch &batch, uint32_t from, uint32_t end)
+{
+    Bitmapset *columns = nullptr;
+    uint64_t last = 0;
+    for (uint32_t i = from; i < end; i++) {
+        const RequestSlot &slot = *batch.planned[i].slot;
+        if (slot.kind != RequestKind::kUpdate || slot.shape_hash == last)
+            continue;
+        last = slot.shape_hash;
+        ListCell *cell;
+        foreach (cell, KeepShape(slot).columns)
+            columns = bms_add_member(columns, lfirst_int(cell) - FirstLowInvalidHeapAttributeNumber);
+    }
+    return columns;
+}
+
+void PrepareChecks(TableWriter *w)
+{
+    const TupleConstr *constraints = RelationGetDescr(w->relation)->constr;
+    w->check_count = constraints != nullptr ? constraints->num_check : 0;
+    w->checks =
+        static_cast<ExprState **>(palloc(sizeof(ExprState *) * static_cast<size_t>(w->check_count + 1)));
+    for (int i = 0; i < w->check_count; i++)
+        w->checks[i] =
+            ExecPrepareExpr(static_cast<Expr *>(stringToNode(constraints->check[i].ccbin)), w->estate);
+}
+
+bool SomeSkipConflicts(const Batch &batch, uint32_t from, uint32_t end)
+{
+    for (uint32_t i = from; i < end; i++)
+        if (batch.planned[i].slot->kind == RequestKind::kInsert && batch.planned[i].slot->skips_conflicts)
+            return true;
+    return false;
+}
+
+TableWriter *BeginTable(Batch *batch, Relation relation, uint32_t from, uint32_t end)
+{
+    auto *w = static_cast<TableWriter *>(palloc0(sizeof(TableWriter)));
+    w->batch = batch;
+    w->relation = relation;
+    w->estate = ExecutorStateFor(relation, UpdatedColumns(*batch, from, end));
+    w->estate->es_snapshot = GetActiveSnapshot();
+    w->estate->es_output_cid = GetCurrentCommandId(true);
+    w->target = makeNode(ResultRelInfo);
+    InitResultRelInfo(w->target, relation, 1, nullptr, 0);
+    // As logical replication does: triggers find it there.
+    w->estate->es_opened_result_relations = lappend(w->estate->es_opened_result_relations, w->target);
+    ExecOpenIndices(w->target, batch->checks_unique || SomeSkipConflicts(*batch, from, end));
+    AfterTriggerBeginQuery();
+    return w;
+}
+
+void EndTable(TableWriter *w)
+{
+    AfterTriggerEndQuery(w->estate);
+    ExecCloseIndices(w->target);
+    ExecResetTupleTable(w->estate->es_tupleTable, false);
+    w->estate->es_snapshot = nullptr; // ours, not registered by it
+    FreeExecutorState(w->estate);
+}
+
+bool IsLeftOut(const Batch &batch, uint32_t i)
+{
+    return batch.EntryOf(i).give_back != GiveBack::kNone;
+}
+
+void LeaveOut(Batch *batch, uint32_t i, GiveBack why)
+{
+    batch->EntryOf(i).give_back = why;
+}
+
+void Blame(Batch *batch, uint32_t i, uint32_t count)
+{
+    batch->culprit = i;
+    batch->culprits = count;
+}
+
+// ---- inserts --------------------------------------------------------------------------------------
+
+constexpr uint32_t kRowsAtOnce = 1000; // as COPY
+
+struct Rows {
+    uint32_t count;
+    TupleTableSlot *slots[kRowsAtOnce];
+    uint32_t owners[kRowsAtOnce]; // of batch->planned
+};
+
+void FlushRows(TableWriter *w, Rows *rows)
+{
+    if (rows->count == 0)
+        return;
+    Blame(w->batch, 0, 0);
+    table_multi_insert(w->relation, rows->slots, static_cast<int>(rows->count), w->estate->es_output_cid, 0,
+                       nullptr);
+    for (uint32_t i = 0; i < rows->count; i++) {
+        TupleTableSlot *row = rows->slots[i];
+        Blame(w->batch, rows->owners[i], 1);
+        List *recheck = NIL;
+        if (w->target->ri_NumIndices > 0)
+            recheck = InsertIndexTuples(w->target, row, w->estate, nullptr, NIL);
+        ExecARInsertTriggers(w->estate, w->target, row, recheck, nullptr);
+        ResetPerTupleExprContext(w->estate);
+    }
+    rows->count = 0;
+}
+
+// ON CONFLICT DO NOTHING for one row, as ExecInsert() does it. Whether it was inserted.
+bool InsertUnlessConflict(TableWriter *w, TupleTableSlot *row, List *arbiters)
+{
+    constexpr int kTries = 1000;
+    for (int i = 0; i < kTries; i++) {
+        CHECK_FOR_INTERRUPTS();
+        if (!HasNoConflict(w->target, row, w->estate, arbiters))
+            return false;
+        bool conflicted = false;
+        const uint32 token = SpeculativeInsertionLockAcquire(GetCurrentTransactionId());
+        table_tuple_insert_speculative(w->relation, row, w->estate->es_output_cid, 0, nullptr, token);
+        List *recheck = InsertIndexTuples(w->target, row, w->estate, &conflicted, arbiters);
+        table_tuple_complete_speculative(w->relation, row, token, !conflicted);
+        SpeculativeInsertionLockRelease(GetCurrentTransactionId());
+        if (!conflicted) {
+            ExecARInsertTriggers(w->estate, w->target, row, recheck, nullptr);
+            return true;
+        }
+    }
+    elog(ERROR, "pg_weir: a conflict that does not hold still");
+}
+
+void InsertSkipping(TableWriter *w, uint32_t i)
+{
+    const RequestSlot &slot = *w->batch->planned[i].slot;
+    List *arbiters = NIL;
+    for (int j = 0; j < slot.arbiter_count; j++)
+        arbiters = lappend_oid(arbiters, slot.arbiters[j]);
+    uint32_t inserted = 0;
+    Blame(w->batch, i, 1);
+    TupleTableSlot *row = table_slot_create(w->relation, &w->estate->es_tupleTable);
+    ForEachRow(slot, [&](MinimalTuple tuple) {
+        ExecForceStoreMinimalTuple(tuple, row, false);
+        row->tts_tableOid = RelationGetRelid(w->relation);
+        inserted += InsertUnlessConflict(w, row, arbiters);
+        ResetPerTupleExprContext(w->estate);
+    });
+    w->batch->EntryOf(i).affected = inserted;
+}
+
+void InsertRequest(TableWriter *w, Rows *rows, uint32_t i)
+{
+    const RequestSlot &slot = *w->batch->planned[i].slot;
+    if (slot.rows > kRowsAtOnce - rows->count)
+        FlushRows(w, rows);
+    const uint32_t first = rows->count;
+    bool duplicate = false;
+    Blame(w->batch, i, 1);
+    ForEachRow(slot, [&](MinimalTuple tuple) {
+        TupleTableSlot *&row = rows->slots[rows->count];
+        if (row == nullptr)
+            row = table_slot_create(w->relation, &w->estate->es_tupleTable);
+        ExecForceStoreMinimalTuple(tuple, row, false);
+        row->tts_tableOid = RelationGetRelid(w->relation);
+        duplicate = duplicate || (w->batch->checks_unique && !HasNoConflict(w->target, row, w->estate, NIL));
+        rows->owners[rows->count++] = i;
+    });
+    w->batch->EntryOf(i).affected = slot.rows;
+    if (duplicate) {
+        rows->count = first;
+        LeaveOut(w->batch, i, GiveBack::kError);
+    }
+}
+
+void InsertAll(TableWriter *w, uint32_t from, uint32_t end)
+{
+    auto *rows = static_cast<Rows *>(palloc0(sizeof(Rows)));
+    for (uint32_t i = from; i < end; i++)
+        if (!IsLeftOut(*w->batch, i) && !w->batch->planned[i].slot->skips_conflicts)
+            InsertRequest(w, rows, i);
+    FlushRows(w, rows);
+    for (uint32_t i = from; i < end; i++)
+        if (!IsLeftOut(*w->batch, i) && w->batch->planned[i].slot->skips_conflicts)
+            InsertSkipping(w, i);
+}
+
+// ---- updates and deletes --------------------------------------------------------------------------
+
+const CompiledShape &Compile(TableWriter *w, const RequestSlot &slot)
+{
+    for (uint32_t i = 0; i < w->shape_count; i++) {
+        const RequestSlot &other = *w->shapes[i].source;
+        if (other.shape_hash == slot.shape_hash && other.shape_size == slot.shape_size &&
+            memcmp(other.payload + other.shape_offset, slot.payload + slot.shape_offset, slot.shape_size) ==
+                0)
+            return w->shapes[i];
+    }
+    CompiledShape *compiled =
+        &w->shapes[w->shape_count < kCompiledShapes ? w->shape_count++ : kCompiledShapes - 1];
+    const MemoryContext previous = MemoryContextSwitchTo(w->estate->es_query_cxt);
+    const Shape &shape = KeepShape(slot);
+    compiled->source = &slot;
+    compiled->count = list_length(shape.expressions);
+    const auto count = static_cast<size_t>(compiled->count) + 1;
+    compiled->expressions = static_cast<ExprState **>(palloc(sizeof(ExprState *) * count));
+    compiled->columns = static_cast<int16_t *>(palloc(sizeof(int16_t) * count));
+    for (int i = 0; i < compiled->count; i++) {
+        compiled->expressions[i] = ExecInitExpr(static_cast<Expr *>(list_nth(shape.expressions, i)), nullptr);
+        compiled->columns[i] = static_cast<int16_t>(list_nth_int(shape.columns, i));
+    }
+    compiled->conditions = ExecInitQual(shape.conditions, nullptr);
+    MemoryContextSwitchTo(previous);
+    return *compiled;
+}
+
+enum class RowState { kMissing, kUnchanged, kChanged, kDeleted };
+
+// The row's newest image, as old_row has it.
+void TakeImage(TableWriter *w)
+{
+    slot_getallattrs(w->old_row);
+    ExecClearTuple(w->image);
+    const auto columns = static_cast<size_t>(RelationGetDescr(w->relation)->natts);
+    memcpy(w->image->tts_values, w->old_row->tts_values, columns * sizeof(Datum));
+    memcpy(w->image->tts_isnull, w->old_row->tts_isnull, columns * sizeof(bool));
+    ExecStoreVirtualTuple(w->image);
+    w->image->tts_tableOid = RelationGetRelid(w->relation);
+}
+
+// Evaluates the SET list into the image. False: the new row breaks a constraint, the image is as before.
+bool SetColumns(TableWriter *w, const CompiledShape &shape, ExprContext *context)
+{
+    const TupleDesc descriptor = RelationGetDescr(w->relation);
+    const auto columns = static_cast<size_t>(descriptor->natts);
+    auto *values = static_cast<Datum *>(palloc(columns * sizeof(Datum)));
+    auto *nulls = static_cast<bool *>(palloc(columns * sizeof(bool)));
+    memcpy(values, w->image->tts_values, columns * sizeof(Datum));
+    memcpy(nulls, w->image->tts_isnull, columns * sizeof(bool));
+    for (int i = 0; i < shape.count; i++) {
+        const int column = shape.columns[i] - 1;
+        values[column] = ExecEvalExpr(shape.expressions[i], context, &nulls[column]);
+        if (nulls[column] && TupleDescAttr(descriptor, column)->attnotnull)
+            return false;
+    }
+    Datum *old_values = w->image->tts_values;
+    bool *old_nulls = w->image->tts_isnull;
+    w->image->tts_values = values;
+    w->image->tts_isnull = nulls;
+    bool holds = true;
+    for (int i = 0; i < w->check_count && holds; i++)
+        holds = ExecCheck(w->checks[i], context);
+    w->image->tts_values = old_values;
+    w->image->tts_isnull = old_nulls;
+    if (holds) {
+        memcpy(old_values, values, columns * sizeof(Datum));
+        memcpy(old_nulls, nulls, columns * sizeof(bool));
+    }
+    return holds;
+}
+
+// Hands the row as it is now to the request's client, behind what came in the payload.
+void ReturnImage(TableWriter *w, RequestSlot *slot)
+{
+    const MinimalTuple tuple =
+        heap_form_minimal_tuple(RelationGetDescr(w->relation), w->image->tts_values, w->image->tts_isnull);
+    const size_t offset = MAXALIGN(slot->bytes);
+    // What is stored out of line may go before the client has read it.
+    if ((tuple->t_infomask & HEAP_HASEXTERNAL) != 0 || offset + tuple->t_len > RequestSlot::kPayloadSize)
+        ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+                        errmsg("pg_weir: the row that RETURNING asks for does not fit")));
+    memcpy(slot->payload + offset, tuple, tuple->t_len);
+    slot->returned_offset = static_cast<uint32_t>(offset);
+}
+
+// Applies one request to the image.
+void ApplyRequest(TableWriter *w, uint32_t i, RowState *state)
+{
+    BatchEntry &entry = w->batch->EntryOf(i);
+    entry.affected = 0;
+    if (IsLeftOut(*w->batch, i) || *state == RowState::kDeleted || *state == RowState::kMissing)
+        return;
+    RequestSlot &slot = *entry.slot;
+    Blame(w->batch, i, 1);
+    const CompiledShape &shape = Compile(w, slot);
+    ExprContext *context = GetPerTupleExprContext(w->estate);
+    context->ecxt_scantuple = w->image;
+    context->ecxt_param_list_info = ReadValues(slot);
+    if (!ExecQual(shape.conditions, context))
+        return;
+    if (slot.kind == RequestKind::kDelete)
+        *state = RowState::kDeleted;
+    else if (SetColumns(w, shape, context))
+        *state = RowState::kChanged;
+    else {
+        LeaveOut(w->batch, i, GiveBack::kError);
+        return;
+    }
+    entry.affected = 1;
+    if (slot.returns)
+        ReturnImage(w, &slot);
+}
+
+// All of a row's requests, in their order, on the image taken from old_row.
+RowState ApplyRequests(TableWriter *w, uint32_t from, uint32_t end)
+{
+    RowState state = RowState::kUnchanged;
+    const MemoryContext previous = MemoryContextSwitchTo(GetPerTupleMemoryContext(w->estate));
+    TakeImage(w);
+    for (uint32_t i = from; i < end; i++)
+        ApplyRequest(w, i, &state);
+    MemoryContextSwitchTo(previous);
+    Blame(w->batch, from, end - from);
+    return state;
+}
+
+// The row as the batch's snapshot sees it, into old_row.
+bool FetchRow(TableWriter *w, const RequestSlot &slot)
+{
+    ScanKeyData keys[kMaxKeyColumns];
+    int count;
+    const MemoryContext previous = MemoryContextSwitchTo(GetPerTupleMemoryContext(w->estate));
+    const Oid index_id = ReadKey(slot, keys, &count);
+    MemoryContextSwitchTo(previous);
+    Relation index = nullptr;
+    for (int i = 0; i < w->target->ri_NumIndices; i++)
+        if (RelationGetRelid(w->target->ri_IndexRelationDescs[i]) == index_id)
+            index = w->target->ri_IndexRelationDescs[i];
+    if (index == nullptr)
+        elog(ERROR, "pg_weir: the index of a request is gone");
+    IndexScanDesc scan = BeginIndexScan(w->relation, index, w->estate->es_snapshot, count);
+    index_rescan(scan, keys, count, nullptr, 0);
+    const bool found = index_getnext_slot(scan, ForwardScanDirection, w->old_row);
+    index_endscan(scan);
+    return found;
+}
+
+enum class WriteEnd { kDone, kGone, kLocked, kNewer, kOurs };
+
+WriteEnd EndOf(TM_Result result)
+{
+    switch (result) {
+    case TM_Ok:
+        return WriteEnd::kDone;
+    case TM_Deleted:
+        return WriteEnd::kGone;
+    case TM_BeingModified:
+    case TM_WouldBlock:
+        return WriteEnd::kLocked;
+    case TM_Updated:
+        return WriteEnd::kNewer;
+    case TM_SelfModified:
+        return WriteEnd::kOurs;
+    case TM_Invisible:
+        break;
+    }
+    elog(ERROR, "pg_weir: unexpected state of a row: %d", static_cast<int>(result));
+}
+
+// Writes the image over the version that it was made from.
+WriteEnd WriteRow(TableWriter *w, RowState state, bool wait, LockTupleMode *mode)
+{
+    TM_FailureData failure;
+    ItemPointerData at = w->old_row->tts_tid;
+    *mode = LockTupleExclusive;
+    if (state == RowState::kDeleted)
+        return EndOf(table_tuple_delete(w->relation, &at, w->estate->es_output_cid, w->estate->es_snapshot,
+                                        InvalidSnapshot, wait, &failure, false));
+    UpdatedIndexes indexes = UpdatedIndexes();
+    const TM_Result result =
+        table_tuple_update(w->relation, &at, w->image, w->estate->es_output_cid, w->estate->es_snapshot,
+                           InvalidSnapshot, wait, &failure, mode, &indexes);
+    if (result == TM_Ok && w->target->ri_NumIndices > 0)
+        list_free(UpdateIndexTuples(w->target, w->image, w->estate, indexes));
+    return EndOf(result);
+}
+
+// Somebody committed a newer version: locks it, into old_row.
+WriteEnd FollowRow(TableWriter *w, bool wait, LockTupleMode mode)
+{
+    TM_FailureData failure;
+    ItemPointerData at = w->old_row->tts_tid;
+    return EndOf(table_tuple_lock(w->relation, &at, w->estate->es_snapshot, w->old_row,
+                                  w->estate->es_output_cid, mode, wait ? LockWaitBlock : LockWaitSkip,
+                                  TUPLE_LOCK_FLAG_FIND_LAST_VERSION, &failure));
+}
+
+// Another key of this batch led to the same row, which therefore has a version of this transaction: look
+// again, with that version visible.
+void SeeOwnWrites(TableWriter *w)
+{
+    CommandCounterIncrement();
+    UpdateActiveSnapshotCommandId();
+    w->estate->es_snapshot = GetActiveSnapshot();
+    w->estate->es_output_cid = GetCurrentCommandId(true);
+}
+
+void CountFolded(TableWriter *w, uint32_t from, uint32_t end)
+{
+    uint32_t changes = 0;
+    for (uint32_t i = from; i < end; i++)
+        changes += w->batch->EntryOf(i).affected;
+    if (changes > 1)
+        w->batch->folded += changes - 1;
+}
+
+void NoneAffected(TableWriter *w, uint32_t from, uint32_t end)
+{
+    for (uint32_t i = from; i < end; i++)
+        w->batch->EntryOf(i).affected = 0;
+}
+
+// All requests for one row. False: it is locked, and was not to be waited for.
+bool ModifyRow(TableWriter *w, uint32_t from, uint32_t end, bool wait)
+{
+    constexpr int kTries = 1000;
+    WriteEnd ended = WriteEnd::kOurs; // to be fetched
+    Blame(w->batch, from, end - from);
+    for (int i = 0; i < kTries; i++) {
+        ResetPerTupleExprContext(w->estate);
+        if (ended == WriteEnd::kOurs && !FetchRow(w, *w->batch->planned[from].slot)) {
+            NoneAffected(w, from, end);
+            return true;
+        }
+        const RowState state = ApplyRequests(w, from, end);
+        if (state == RowState::kUnchanged)
+            return true;
+        LockTupleMode mode;
+        ended = WriteRow(w, state, wait, &mode);
+        if (ended == WriteEnd::kNewer)
+            ended = FollowRow(w, wait, mode);
+        else if (ended == WriteEnd::kDone) {
+            CountFolded(w, from, end);
+            return true;
+        }
+        if (ended == WriteEnd::kLocked)
+            return false;
+        if (ended == WriteEnd::kGone) {
+            NoneAffected(w, from, end);
+            return true;
+        }
+        if (ended == WriteEnd::kOurs)
+            SeeOwnWrites(w);
+        CHECK_FOR_INTERRUPTS();
+    }
+    elog(ERROR, "pg_weir: a row does not hold still");
+}
+
+// ---- rows that somebody keeps locked --------------------------------------------------------------
+
+struct LockedRow {
+    Oid relation;
+    uint32_t hash;
+    int64_t until;
+};
+
+constexpr uint32_t kLockedRows = 64;
+constexpr int64_t kRememberUs = USECS_PER_SEC;
+LockedRow locked_rows[kLockedRows];
+
+uint32_t HashOfRow(const RequestSlot &slot)
+{
+    return hash_bytes(reinterpret_cast<const unsigned char *>(slot.payload + slot.key_offset),
+                      static_cast<int>(slot.key_size));
+}
+
+bool IsKeptLocked(const RequestSlot &slot)
+{
+    const uint32_t hash = HashOfRow(slot);
+    const LockedRow &row = locked_rows[hash % kLockedRows];
+    return row.relation == slot.relation && row.hash == hash && row.until > GetCurrentTimestamp();
+}
+
+void ModifyAll(TableWriter *w, uint32_t from, uint32_t end)
+{
+    Batch *batch = w->batch;
+    const TupleDesc descriptor = RelationGetDescr(w->relation);
+    w->old_row = table_slot_create(w->relation, &w->estate->es_tupleTable);
+    w->image = ExecInitExtraTupleSlot(w->estate, descriptor, &TTSOpsVirtual);
+    PrepareChecks(w);
+    bool postponed = false;
+    for (uint32_t i = from, next; i < end; i = next) {
+        next = RunEnd(batch->planned, end, i, true);
+        const bool done = ModifyRow(w, i, next, false);
+        for (uint32_t j = i; j < next; j++)
+            batch->EntryOf(j).postponed = !done;
+        postponed = postponed || !done;
+    }
+    for (uint32_t i = from, next; i < end && postponed; i = next) {
+        next = RunEnd(batch->planned, end, i, true);
+        if (!batch->EntryOf(i).postponed)
+            continue;
+        const bool kept = IsKeptLocked(*batch->planned[i].slot);
+        if (ModifyRow(w, i, next, !kept))
+            continue;
+        for (uint32_t j = i; j < next; j++)
+            LeaveOut(batch, j, GiveBack::kRowLocked);
+    }
+}
+
+// ---- the tables of a batch ------------------------------------------------------------------------
+
+void WriteTable(Batch *batch, Relation relation, uint32_t from, uint32_t end)
+{
+    uint32_t inserts = from;
+    while (inserts < end && batch->planned[inserts].slot->kind == RequestKind::kInsert)
+        inserts++;
+    TableWriter *w = BeginTable(batch, relation, from, end);
+    InsertAll(w, from, inserts);
+    if (inserts < end) {
+        if (inserts > from)
+            SeeOwnWrites(w);
+        ModifyAll(w, inserts, end);
+    }
+    Blame(batch, 0, 0);
+    EndTable(w);
+    CommandCounterIncrement();
+}
+
+// As the table's owner, restricted: index expressions and checks run here.
+void WriteTableAsOwner(Batch *batch, Relation relation, uint32_t from, uint32_t end)
+{
+    Oid user;
+    int context;
+    GetUserIdAndSecContext(&user, &context);
+    SetUserIdAndSecContext(relation->rd_rel->relowner, context | SECURITY_RESTRICTED_OPERATION);
+    const int nest_level = NewGUCNestLevel();
+    WriteTable(batch, relation, from, end);
+    AtEOXact_GUC(false, nest_level);
+    SetUserIdAndSecContext(user, context);
+}
+
+} // namespace
+
+void RememberLockedRow(const RequestSlot &slot)
+{
+    const uint32_t hash = HashOfRow(slot);
+    locked_rows[hash % kLockedRows] = {slot.relation, hash, GetCurrentTimestamp() + kRememberUs};
+}
+
+void WriteBatch(Batch *batch)
+{
+    batch->folded = 0;
+    for (uint32_t from = 0, end; from < batch->count; from = end) {
+        end = RunEnd(batch->planned, batch->count, from, false);
+        const Oid relation_id = batch->planned[from].slot->relation;
+        // Never wait for the table: a DDL statement that waits for our clients' locks would close a circle
+        // that nobody sees.
+        if (!ConditionalLockRelationOid(relation_id, RowExclusiveLock)) {
+            for (uint32_t i = from; i < end; i++)
+                LeaveOut(batch, i, GiveBack::kRelationLocked);
+            continue;
+        }
+        Relation relation = table_open(relation_id, NoLock);
+        WriteTableAsOwner(batch, relation, from, end);
+        table_close(relation, NoLock);
+        UpdateActiveSnapshotCommandId();
+    }
+}
+
+} // namespace weir

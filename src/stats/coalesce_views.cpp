@@ -1,0 +1,87 @@
+// The SQL function behind weir.stat_coalesce.
+
+#include "coalesce/coalescing.hpp"
+#include "stats/rows.hpp"
+
+extern "C" {
+#include "lib/stringinfo.h"
+#include "utils/jsonb.h"
+}
+
+namespace weir
+{
+
+namespace
+{
+
+// Names and counts of what was counted, as jsonb; and their sum.
+template <typename Reason, size_t kCount>
+uint64_t PutReasons(Row *row, const std::atomic<uint64_t> (&counters)[kCount],
+                    const char *(*name)(Reason) noexcept)
+{
+    uint64_t sum = 0;
+    StringInfoData text;
+    initStringInfo(&text);
+    appendStringInfoChar(&text, '{');
+    for (size_t i = 0; i < kCount; i++) {
+        const uint64_t count = counters[i].load(std::memory_order_relaxed);
+        if (count == 0)
+            continue;
+        appendStringInfo(&text, "%s\"%s\": " UINT64_FORMAT, sum == 0 ? "" : ", ",
+                         name(static_cast<Reason>(i)), count);
+        sum += count;
+    }
+    appendStringInfoChar(&text, '}');
+    row->PutCount(sum);
+    row->Put(DirectFunctionCall1(jsonb_in, CStringGetDatum(text.data)));
+    return sum;
+}
+
+void PutSizes(Row *row, const HistogramSnapshot &sizes)
+{
+    const bool known = sizes.Count() > 0;
+    const double fractions[] = {0.5, 0.95, 0.99};
+    for (const double fraction : fractions)
+        row->PutIntOrNull(known, static_cast<uint32_t>(sizes.Percentile(fraction)));
+    row->PutIntOrNull(known, static_cast<uint32_t>(sizes.MaxUs()));
+}
+
+void AddTable(ReturnSetInfo *result, const TableStatistics &table)
+{
+    const Oid relation = table.relation.load();
+    Row row;
+    if (OidIsValid(relation))
+        row.Put(ObjectIdGetDatum(relation));
+    else
+        row.PutNull();
+    row.PutCount(table.requests.load(std::memory_order_relaxed));
+    row.PutCount(table.rows.load(std::memory_order_relaxed));
+    row.PutCount(table.batches.load(std::memory_order_relaxed));
+    row.PutCount(table.folded.load(std::memory_order_relaxed));
+    row.PutCount(table.bytes.load(std::memory_order_relaxed));
+    PutReasons<Decline>(&row, table.declined, DeclineName);
+    PutReasons<GiveBack>(&row, table.given_back, GiveBackName);
+    // A histogram is long: not on the stack beside the executor.
+    auto *snapshot = static_cast<HistogramSnapshot *>(palloc(sizeof(HistogramSnapshot)));
+    *snapshot = table.batch_requests.Snapshot();
+    PutSizes(&row, *snapshot);
+    *snapshot = table.waits.Snapshot();
+    PutWaits(&row, *snapshot);
+    AddRow(result, &row);
+    pfree(snapshot);
+}
+
+} // namespace
+
+} // namespace weir
+
+using namespace weir;
+
+WEIR_SQL_FUNCTION(weir_stat_coalesce)
+{
+    ReturnSetInfo *result = BeginRows(fcinfo);
+    for (const TableStatistics &table : shared->coalescing.tables)
+        if (table.database.load() == MyDatabaseId)
+            AddTable(result, table);
+    return 0;
+}
