@@ -221,7 +221,7 @@ void PulledRowsBack(QueryDesc *query_desc, const RequestSlot &slot)
     // The last row that was pulled is still in the plan's own slot.
     ForEachRow(slot, [back](MinimalTuple tuple) {
         if (back->packed_count < pulled.packed)
-            back->packed[back->packed_count++] = heap_copy_minimal_tuple(tuple);
+            back->packed[back->packed_count++] = CopyMinimalTuple(tuple);
     });
     rows_back = back;
     below->ExecProcNode = NextRow;

@@ -348,7 +348,7 @@ bool SetColumns(TableWriter *w, const CompiledShape &shape, ExprContext *context
 void ReturnImage(TableWriter *w, RequestSlot *slot)
 {
     const MinimalTuple tuple =
-        heap_form_minimal_tuple(RelationGetDescr(w->relation), w->image->tts_values, w->image->tts_isnull);
+        FormMinimalTuple(RelationGetDescr(w->relation), w->image->tts_values, w->image->tts_isnull);
     const size_t offset = MAXALIGN(slot->bytes);
     // What is stored out of line may go before the client has read it.
     if ((tuple->t_infomask & HEAP_HASEXTERNAL) != 0 || offset + tuple->t_len > RequestSlot::kPayloadSize)

@@ -127,13 +127,23 @@ void GiveAllBack(GiveBack why)
 
 // ---- the transaction ------------------------------------------------------------------------------
 
-// The strongest that a member asks for: a batch is never less durable than any of its statements.
+const char *NameOfSynchronousCommit(int level)
+{
+    return level == SYNCHRONOUS_COMMIT_REMOTE_APPLY   ? "remote_apply"
+           : level == SYNCHRONOUS_COMMIT_REMOTE_FLUSH ? "on"
+           : level == SYNCHRONOUS_COMMIT_REMOTE_WRITE ? "remote_write"
+                                                      : "local";
+}
+
+// The strongest that a member asks for: a batch is never less durable than any of its statements. By its
+// name: the setting's assign hook tells the server what to wait for.
 void SetSynchronousCommit()
 {
     int strongest = SYNCHRONOUS_COMMIT_LOCAL_FLUSH;
     for (uint32_t i = 0; i < batch.count; i++)
         strongest = Max(strongest, static_cast<int>(batch.entries[i].slot->synchronous_commit));
-    synchronous_commit = strongest; // this process's own; nobody else sets it
+    if (synchronous_commit != strongest)
+        SetConfigOption("synchronous_commit", NameOfSynchronousCommit(strongest), PGC_SUSET, PGC_S_OVERRIDE);
 }
 
 // The wait for the standbys can be interrupted after the commit: whoever asked for it must hear of that.

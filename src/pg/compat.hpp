@@ -13,6 +13,7 @@ extern "C" {
 #include "utils/queryjumble.h"
 #endif
 #include "access/genam.h"
+#include "access/htup_details.h"
 #include "access/tableam.h"
 #include "catalog/pg_authid_d.h"
 #include "executor/executor.h"
@@ -272,6 +273,24 @@ inline bool IsReturnedColumn(const Var *var, int table)
         return false;
 #endif
     return static_cast<int>(var->varno) == table && var->varattno > 0;
+}
+
+// 18 can leave room before the tuple.
+inline MinimalTuple FormMinimalTuple(TupleDesc descriptor, const Datum *values, const bool *nulls)
+{
+#if PG_VERSION_NUM >= 180000
+    return heap_form_minimal_tuple(descriptor, values, nulls, 0);
+#else
+    return heap_form_minimal_tuple(descriptor, const_cast<Datum *>(values), const_cast<bool *>(nulls));
+#endif
+}
+inline MinimalTuple CopyMinimalTuple(MinimalTuple tuple)
+{
+#if PG_VERSION_NUM >= 180000
+    return heap_copy_minimal_tuple(tuple, 0);
+#else
+    return heap_copy_minimal_tuple(tuple);
+#endif
 }
 
 // 17 tells how much is buffered.
