@@ -363,6 +363,7 @@ void ApplyRequest(TableWriter *w, uint32_t i, RowState *state)
 {
     BatchEntry &entry = w->batch->EntryOf(i);
     entry.affected = 0;
+    entry.folded = false;
     if (IsLeftOut(*w->batch, i) || *state == RowState::kDeleted || *state == RowState::kMissing)
         return;
     RequestSlot &slot = *entry.slot;
@@ -480,13 +481,15 @@ void SeeOwnWrites(TableWriter *w)
     w->estate->es_output_cid = GetCurrentCommandId(true);
 }
 
-void CountFolded(TableWriter *w, uint32_t from, uint32_t end)
+// Of a row's requests that changed it, the last one made the version; the others' are folded into it.
+void NoteFolded(TableWriter *w, uint32_t from, uint32_t end)
 {
-    uint32_t changes = 0;
-    for (uint32_t i = from; i < end; i++)
-        changes += w->batch->EntryOf(i).affected;
-    if (changes > 1)
-        w->batch->folded += changes - 1;
+    bool later = false;
+    for (uint32_t i = end; i-- > from;) {
+        BatchEntry &entry = w->batch->EntryOf(i);
+        entry.folded = later && entry.affected > 0;
+        later = later || entry.affected > 0;
+    }
 }
 
 void NoneAffected(TableWriter *w, uint32_t from, uint32_t end)
@@ -515,7 +518,7 @@ bool ModifyRow(TableWriter *w, uint32_t from, uint32_t end, bool wait)
         if (ended == WriteEnd::kNewer)
             ended = FollowRow(w, wait, mode);
         else if (ended == WriteEnd::kDone) {
-            CountFolded(w, from, end);
+            NoteFolded(w, from, end);
             return true;
         }
         if (ended == WriteEnd::kLocked)
@@ -625,7 +628,6 @@ void RememberLockedRow(const RequestSlot &slot)
 
 void WriteBatch(Batch *batch)
 {
-    batch->folded = 0;
     for (uint32_t from = 0, end; from < batch->count; from = end) {
         end = RunEnd(batch->planned, batch->count, from, false);
         const Oid relation_id = batch->planned[from].slot->relation;

@@ -23,6 +23,7 @@ struct BatchEntry {
     uint32_t affected;
     GiveBack give_back; // not kNone: left out
     bool postponed;     // its row was locked
+    bool folded;        // an update or delete after it made the version for it, too
 };
 
 struct Batch {
@@ -30,7 +31,6 @@ struct Batch {
     uint32_t number;
     BatchEntry *entries;     // in the order of arrival; room for kMaxCoalesceBatch
     PlannedRequest *planned; // sorted; `order` is the index in entries
-    uint32_t folded;
 
     // The requests, of `planned`, that are being executed.
     uint32_t culprit;

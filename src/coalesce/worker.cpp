@@ -19,6 +19,7 @@ extern "C" {
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "storage/lwlock.h"
+#include "storage/proc.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
@@ -59,7 +60,7 @@ bool Collect()
     for (uint32_t i = 0; i < found; i++) {
         RequestSlot *slot = &request_slots[sessions[i]];
         if (slot->Take(batch.number))
-            batch.entries[batch.count++] = {slot, sessions[i], 0, GiveBack::kNone, false};
+            batch.entries[batch.count++] = {slot, sessions[i], 0, GiveBack::kNone, false, false};
         next_session = (sessions[i] + 1) % SessionCount();
     }
     return batch.count > 0;
@@ -77,22 +78,19 @@ void Count(const BatchEntry &entry, uint32_t *of_table)
     TableStatistics &table = shared->coalescing.tables[entry.slot->statistics];
     table.requests.fetch_add(1, std::memory_order_relaxed);
     table.rows.fetch_add(entry.affected, std::memory_order_relaxed);
+    table.folded.fetch_add(entry.folded, std::memory_order_relaxed);
     table.bytes.fetch_add(entry.slot->bytes, std::memory_order_relaxed);
     of_table[entry.slot->statistics]++;
 }
 
 void CountBatch(uint32_t *of_table)
 {
-    bool folded = false;
     for (uint32_t i = 0; i < kCoalescedTables; i++) {
         if (of_table[i] == 0)
             continue;
         TableStatistics &table = shared->coalescing.tables[i];
         table.batches.fetch_add(1, std::memory_order_relaxed);
         table.batch_requests.Record(of_table[i]);
-        if (!folded)
-            table.folded.fetch_add(batch.folded, std::memory_order_relaxed);
-        folded = true;
         of_table[i] = 0;
     }
 }
@@ -259,7 +257,7 @@ void LeaveLane()
         for (uint32_t j = 0; j < found; j++) {
             RequestSlot *slot = &request_slots[sessions[j]];
             if (slot->Take(batch.number))
-                batch.entries[batch.count++] = {slot, sessions[j], 0, GiveBack::kWorkerEnding, false};
+                batch.entries[batch.count++] = {slot, sessions[j], 0, GiveBack::kWorkerEnding, false, false};
         }
         lane->wake.opening.store(batch.number + 1);
         EndBatch(Verdict::kNotExecuted);
@@ -296,10 +294,12 @@ void Allocate()
     sessions = static_cast<uint32_t *>(palloc(sizeof(uint32_t) * kMaxCoalesceBatch));
 }
 
+// A worker holds the rows of many requests while it waits for one more. Whoever waits for those would, after
+// deadlock_timeout, be told of a deadlock that its own statement cannot cause: the worker gives way before.
 void SetLockTimeout()
 {
     char text[32];
-    snprintf(text, sizeof(text), "%d", settings.coalesce_lock_timeout_ms);
+    snprintf(text, sizeof(text), "%d", Max(Min(settings.coalesce_lock_timeout_ms, DeadlockTimeout / 2), 1));
     SetConfigOption("lock_timeout", text, PGC_SUSET, PGC_S_OVERRIDE);
 }
 
