@@ -11,6 +11,7 @@
 #include "pg/wait.hpp"
 
 extern "C" {
+#include "access/transam.h"
 #include "access/xact.h"
 #include "executor/instrument.h"
 #include "libpq/pqcomm.h"
@@ -151,8 +152,16 @@ bool TakeBack(RequestSlot *slot, Lane *lane)
     return true;
 }
 
+// Its batch is durable here, and what it waits for are standbys.
+bool IsCommittedHere(const Lane *lane, uint32_t epoch)
+{
+    const TransactionId xid = lane->xid.load();
+    return lane->epoch.load() == epoch && TransactionIdIsValid(xid) && TransactionIdDidCommit(xid);
+}
+
 // Whether to go on waiting. Interrupts are processed where nothing is at stake: after the request was taken
-// back. From when a worker has it the answer is awaited, as the server itself does in a commit.
+// back. From when a worker has it the answer is awaited, as the server itself does in a commit; and as there,
+// a session that is terminated does not wait for standbys.
 bool MayWait(RequestSlot *slot, Lane *lane, uint32_t epoch, int64_t began)
 {
     const bool queued = RequestSlot::StateOf(slot->Load()) == RequestState::kQueued;
@@ -162,15 +171,24 @@ bool MayWait(RequestSlot *slot, Lane *lane, uint32_t epoch, int64_t began)
         return !TakeBack(slot, lane);
     if (ProcSignalBarrierPending)
         ProcessProcSignalBarrier();
+    if (!queued && ProcDiePending && IsCommittedHere(lane, epoch))
+        return false;
     // Its worker ended without an end of its batch, which cannot be: every exit passes through it.
     return queued || (lane->epoch.load() == epoch && lane->State() != LaneState::kFree) ||
            waited_us < kUnattendedUs;
 }
 
-void Await(RequestSlot *slot, Lane *lane, uint32_t epoch, int64_t began)
+// A request that its client gives up: what is known of it. The worker may still write into the slot.
+Verdict Abandoned(const Lane *lane, uint32_t epoch)
+{
+    return IsCommittedHere(lane, epoch) ? Verdict::kCommittedLocally : Verdict::kUnknown;
+}
+
+Verdict Await(RequestSlot *slot, Lane *lane, uint32_t epoch, int64_t began)
 {
     std::atomic<uint32_t> *word;
     uint32_t value;
+    bool abandoned = false;
     pgstat_report_wait_start(CoalesceWaitEvent());
     while (lane->wake.Prepare(*slot, &word, &value)) {
         if (!InterruptPending)
@@ -179,8 +197,7 @@ void Await(RequestSlot *slot, Lane *lane, uint32_t epoch, int64_t began)
         if (state == RequestState::kDone)
             break;
         if (!MayWait(slot, lane, epoch, began)) {
-            if (RequestSlot::StateOf(slot->Load()) == RequestState::kTaken)
-                slot->verdict = Verdict::kUnknown;
+            abandoned = slot->Abandon();
             break;
         }
         // With a signal pending the sleep would return at once, again and again.
@@ -188,6 +205,7 @@ void Await(RequestSlot *slot, Lane *lane, uint32_t epoch, int64_t began)
             SleepOn(word, value, 1);
     }
     pgstat_report_wait_end();
+    return abandoned ? Abandoned(lane, epoch) : slot->verdict;
 }
 
 // Hands the packed request over, and returns when its fate is known.
@@ -203,10 +221,9 @@ Verdict Submit(RequestSlot *slot, Lane *lane, const TableFacts &facts)
     RequestBitmap::Set(RequestsOf(LaneIndex(*lane)), MyTicketId());
     Ring(lane);
     LendSlot();
-    Await(slot, lane, epoch, began);
+    const Verdict verdict = Await(slot, lane, epoch, began);
     TakeSlotBack();
-    const Verdict verdict = slot->verdict;
-    if (verdict != Verdict::kUnknown)
+    if (RequestSlot::StateOf(slot->Load()) == RequestState::kDone)
         slot->Collect();
     RESUME_INTERRUPTS();
     TableStatistics &statistics = shared->coalescing.tables[slot->statistics];
@@ -269,6 +286,7 @@ Decline Pack(QueryDesc *query_desc, Relation relation, const TableFacts &facts, 
 void Finish(QueryDesc *query_desc, const RequestSlot &slot, Verdict verdict)
 {
     ReportUnusual(verdict);
+    CHECK_FOR_INTERRUPTS(); // who abandoned his request ends here: the slot is not his any more
     query_desc->estate->es_processed = slot.affected;
     if (query_desc->plannedstmt->hasReturning)
         SendReturning(query_desc, slot);

@@ -40,6 +40,14 @@ void RequestSlot::Collect() noexcept
     word.store(WithState(now, RequestState::kIdle, 0), std::memory_order_relaxed);
 }
 
+bool RequestSlot::Abandon() noexcept
+{
+    uint64_t now = word.load(std::memory_order_acquire);
+    return StateOf(now) == RequestState::kTaken &&
+           word.compare_exchange_strong(now, WithState(now, RequestState::kAbandoned, 0),
+                                        std::memory_order_acq_rel);
+}
+
 bool RequestSlot::Take(uint32_t batch) noexcept
 {
     uint64_t now = word.load(std::memory_order_acquire);
@@ -53,8 +61,12 @@ void RequestSlot::Finish(Verdict how, GiveBack why, uint32_t rows_affected) noex
     verdict = how;
     give_back = why;
     affected = rows_affected;
-    const uint64_t now = word.load(std::memory_order_relaxed);
-    word.store(WithState(now, RequestState::kDone, BatchOf(now)), std::memory_order_seq_cst);
+    uint64_t now = word.load(std::memory_order_acquire);
+    if (StateOf(now) == RequestState::kTaken &&
+        word.compare_exchange_strong(now, WithState(now, RequestState::kDone, BatchOf(now)),
+                                     std::memory_order_seq_cst))
+        return;
+    word.store(WithState(now, RequestState::kIdle, 0), std::memory_order_release);
 }
 
 // Value, then state, then `opening` again: while a batch is the open one its end is yet to come. If the world

@@ -13,10 +13,14 @@
 //   kQueued   ──withdraw─▶ kIdle         by the client, compare-and-swap: cancelled, or the worker is gone
 //   kTaken    ──finish───▶ kDone         by the worker: verdict and numbers are in the slot
 //   kDone     ──collect──▶ kIdle         by the client
+//   kTaken    ──abandon──▶ kAbandoned    by the client, compare-and-swap: its session ends
+//   kAbandoned ─finish───▶ kIdle         by the worker
 // clang-format on
 //
-// From kTaken on the client may not leave: its payload is read, and its row may be written. The worker ends
-// every batch, also when it dies of an error, so that this wait is as long as a commit.
+// From kTaken on the client does not leave: its payload is read, and its row may be written. The worker ends
+// every batch, also when it dies of an error, so that this wait is as long as a commit. A commit that waits
+// for a standby may last for ever: a client that is terminated then abandons its request, and whoever gets
+// its PGPROC next sends none before the worker has finished that.
 //
 // Waking. A batch's clients sleep on one word and are woken by one call. `opening` is the number of the batch
 // that the next scan fills. A client that sees itself still queued after it has read `opening` sleeps on that
@@ -36,7 +40,7 @@
 namespace weir
 {
 
-enum class RequestState : uint32_t { kIdle, kQueued, kTaken, kDone };
+enum class RequestState : uint32_t { kIdle, kQueued, kTaken, kDone, kAbandoned };
 
 enum class RequestKind : uint8_t { kInsert, kUpdate, kDelete };
 
@@ -105,6 +109,8 @@ struct alignas(128) RequestSlot {
     bool Withdraw() noexcept;
     // The client, when kDone.
     void Collect() noexcept;
+    // The client: true: nobody will collect the answer. False: it is there, or no worker has the request.
+    bool Abandon() noexcept;
 
     // The worker. False: the client withdrew it, or never published.
     bool Take(uint32_t batch) noexcept;

@@ -157,6 +157,25 @@ TEST(WakeWordsThread, NobodySleepsForEver)
     EXPECT_EQ(static_cast<uint64_t>(kClients) * kRequests, executed.load());
 }
 
+TEST(RequestSlot, WhoIsGoneIsNotAnswered)
+{
+    const auto slot = std::make_unique<RequestSlot>();
+    EXPECT_FALSE(slot->Abandon()) << "idle";
+    slot->Publish();
+    EXPECT_FALSE(slot->Abandon()) << "queued: to be withdrawn";
+    ASSERT_TRUE(slot->Take(7));
+    EXPECT_TRUE(slot->Abandon());
+    EXPECT_FALSE(slot->Withdraw());
+    EXPECT_FALSE(slot->Take(8));
+    slot->Finish(Verdict::kCommitted, GiveBack::kNone, 1);
+    EXPECT_EQ(RequestState::kIdle, RequestSlot::StateOf(slot->Load()));
+    slot->Publish();
+    ASSERT_TRUE(slot->Take(9));
+    slot->Finish(Verdict::kCommitted, GiveBack::kNone, 1);
+    EXPECT_FALSE(slot->Abandon()) << "answered";
+    EXPECT_EQ(RequestState::kDone, RequestSlot::StateOf(slot->Load()));
+}
+
 TEST(RequestBitmap, DrainsAllFromAnywhere)
 {
     constexpr uint32_t kSlots = 200;

@@ -1,0 +1,93 @@
+# A batch that waits for a synchronous standby which never answers: its sessions can be ended, the server stops, and what was committed is
+# there and is served on when the wait is over.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib $FindBin::RealBin;
+use PgWeir;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $node = gated_node(
+	'lost_standby',
+	node => { allows_streaming => 1 },
+	'max_connections' => 60,
+	'weir.max_active' => 0,
+	'deadlock_timeout' => '10s');
+skip_without_coalescing($node);
+my $admin = admin_of($node);
+$admin->query($_) foreach
+  'CREATE TABLE counters (id int PRIMARY KEY, v int NOT NULL)', 'INSERT INTO counters SELECT g, 0 FROM generate_series(1, 9) g',
+  'CREATE TABLE held (id int PRIMARY KEY, v int)', 'INSERT INTO held VALUES (1, 0)',
+  'GRANT ALL ON ALL TABLES IN SCHEMA public TO app';
+opt_in($admin, 'counters', 'held');
+
+sub workers
+{
+	my ($condition) = @_;
+	return $admin->value("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'pg_weir coalescer' AND $condition");
+}
+
+sub set_standbys
+{
+	my ($names) = @_;
+	$admin->query("ALTER SYSTEM SET synchronous_standby_names = '$names'");
+	$admin->query('SELECT pg_reload_conf()');
+	my $fresh;
+	poll_until(
+		"synchronous_standby_names = '$names'",
+		sub { $fresh = admin_of($node); my $seen = $fresh->value('SHOW synchronous_standby_names') eq $names; $fresh->close; $seen });
+	return;
+}
+
+# A worker is there, and so many write at once that it is worth its while: they wait for a row that $holder has.
+my $holder = admin_of($node);
+my @company = map { app_of($node) } 1 .. 14;
+my $app = app_of($node);
+$holder->query('BEGIN');
+$holder->query('UPDATE held SET v = 0 WHERE id = 1');
+poll_until('a worker', sub { $app->query('UPDATE counters SET v = v WHERE id = 9'); workers('true') == 1 });
+$_->send('UPDATE held SET v = v + 1 WHERE id = 1') foreach @company;
+poll_until('company', sub { $admin->value('SELECT count(*) FROM pg_locks WHERE NOT granted') >= @company });
+
+# Sends an update through the worker, whose commit then waits for nobody.
+sub send_into_the_wait
+{
+	my ($session, $id) = @_;
+	$session->send("UPDATE counters SET v = v + 1 WHERE id = $id");
+	poll_until('the worker waits for a standby', sub { workers("wait_event = 'SyncRep'") == 1 });
+	return;
+}
+
+set_standbys('nobody');
+my $pid = $app->value('SELECT pg_backend_pid()');
+send_into_the_wait($app, 1);
+is($admin->value("SELECT wait_event_type FROM pg_stat_activity WHERE pid = $pid"), 'Extension', 'the session waits for the worker');
+$admin->query("SELECT pg_terminate_backend($pid)");
+poll_until('the session has ended', sub { $admin->value("SELECT count(*) FROM pg_stat_activity WHERE pid = $pid") == 0 });
+is(workers("wait_event = 'SyncRep'"), 1, 'a session that waits with its batch for a standby can be terminated; the batch waits on');
+
+set_standbys('');
+poll_until('the batch is committed', sub { $admin->value('SELECT v FROM counters WHERE id = 1') == 1 });
+pass('what it wrote was committed');
+
+# Its PGPROC's request slot can be used again, whoever has it now.
+my @others = map { app_of($node) } 1 .. 3;
+my $before = $admin->value(q{SELECT requests FROM weir.stat_coalesce WHERE relation = 'counters'::regclass});
+$_->query('UPDATE counters SET v = v + 1 WHERE id = 2') foreach @others;
+is($admin->value(q{SELECT requests FROM weir.stat_coalesce WHERE relation = 'counters'::regclass}) - $before, 3,
+	'its request slot serves the next');
+
+set_standbys('nobody');
+send_into_the_wait($others[0], 3);
+$node->stop('fast');
+pass('a fast shutdown does not wait for the standby');
+$node->append_conf('postgresql.auto.conf', "synchronous_standby_names = ''");
+$node->start;
+$admin = admin_of($node);
+is($admin->value('SELECT v FROM counters WHERE id = 3'), 1, 'and what waited was committed');
+nothing_left($admin, 'at the end');
+
+done_testing();
