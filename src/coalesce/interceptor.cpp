@@ -247,7 +247,7 @@ void ReportUnusual(Verdict verdict)
                                     "replicated to the standby.")));
     if (verdict == Verdict::kUnknown)
         ereport(ERROR, (errcode(ERRCODE_T_R_STATEMENT_COMPLETION_UNKNOWN),
-                        errmsg("the coalescing worker ended before it could say whether it committed"),
+                        errmsg("the coalescing worker ended before the outcome was certain"),
                         errhint("Look whether the row is there before you try again.")));
 }
 

@@ -145,6 +145,9 @@ void SetSynchronousCommit()
 }
 
 // The wait for the standbys can be interrupted after the commit: whoever asked for it must hear of that.
+// After a cancel the server warns and reports success, so our clients do; when it is terminated, or the
+// postmaster has died (it then sets ProcDiePending), it says nothing any more, and our clients are told that
+// nobody knows: the commit may be lost when a standby is promoted.
 bool IsReplicated()
 {
     if (!SyncRepRequested() || SyncRepStandbyNames == nullptr || SyncRepStandbyNames[0] == '\0')
@@ -234,7 +237,9 @@ void RunBatch()
         batch.checks_unique = careful > 0;
         if (Attempt()) {
             careful -= careful > 0 ? 1 : 0;
-            EndBatch(IsReplicated() ? Verdict::kCommitted : Verdict::kCommittedLocally);
+            EndBatch(IsReplicated()   ? Verdict::kCommitted
+                     : ProcDiePending ? Verdict::kUnknown
+                                      : Verdict::kCommittedLocally);
             return;
         }
         if (AllLeftOut())
@@ -279,7 +284,7 @@ void OnWorkerExit(int, Datum)
         const TransactionId xid = lane->xid.load();
         const bool committed = TransactionIdIsValid(xid) && TransactionIdDidCommit(xid);
         if (committed)
-            EndBatch(IsReplicated() ? Verdict::kCommitted : Verdict::kCommittedLocally);
+            EndBatch(IsReplicated() ? Verdict::kCommitted : Verdict::kUnknown);
         else
             GiveAllBack(GiveBack::kWorkerEnding);
     }

@@ -430,9 +430,8 @@ sub same
 	my %codes;
 	$codes{$_}++ foreach map { /code=(\w+)/ ? $1 : '00000' } @$plain;
 	note("$name: " . join ' ', map { "$_=$codes{$_}" } sort keys %codes);
-	ok(!@other, "$name: the same was told, @{[scalar @$script]} times") || diag(grep { defined } @other[ 0 .. 4 ]);
-	local our $TODO = $known;
-	return is(scalar @known, 0, "$name: the same of several errors, the same numbers") || note($known[0]);
+	note(scalar(@known) . " times $known; the first: $known[0]") if @known;
+	return ok(!@other, "$name: the same was told, @{[scalar @$script]} times") || diag(grep { defined } @other[ 0 .. 4 ]);
 }
 
 # A test: the same is in the tables. Who got which number of an identity is chance when several insert at once.
@@ -461,12 +460,6 @@ sub same_contents
 			} [ 'off', 'on' ], [ 'on', 'off' ];
 			is($by_index, $by_heap, "$name: the index knows as many rows of $table as the heap");
 		}
-	}
-	foreach my $table (qw(t g))
-	{
-		my @last = map { $admin->value("SELECT last_value FROM $_.${table}_serial_no_seq") } @sides;
-		local our $TODO = $known;
-		is($last[0], $last[1], "$name: as many numbers were drawn for $table");
 	}
 	return;
 }

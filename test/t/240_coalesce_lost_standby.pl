@@ -48,7 +48,13 @@ my @company = map { app_of($node) } 1 .. 14;
 my $app = app_of($node);
 $holder->query('BEGIN');
 $holder->query('UPDATE held SET v = 0 WHERE id = 1');
-poll_until('a worker', sub { $app->query('UPDATE counters SET v = v WHERE id = 9'); workers('true') == 1 });
+sub await_worker
+{
+	my ($session) = @_;
+	poll_until('a worker', sub { $session->query('UPDATE counters SET v = v WHERE id = 9'); workers("wait_event IS NOT NULL") == 1 });
+	return;
+}
+await_worker($app);
 $_->send('UPDATE held SET v = v + 1 WHERE id = 1') foreach @company;
 poll_until('company', sub { $admin->value('SELECT count(*) FROM pg_locks WHERE NOT granted') >= @company });
 
@@ -79,6 +85,17 @@ my $before = $admin->value(q{SELECT requests FROM weir.stat_coalesce WHERE relat
 $_->query('UPDATE counters SET v = v + 1 WHERE id = 2') foreach @others;
 is($admin->value(q{SELECT requests FROM weir.stat_coalesce WHERE relation = 'counters'::regclass}) - $before, 3,
 	'its request slot serves the next');
+
+set_standbys('nobody');
+send_into_the_wait($others[1], 4);
+$admin->query(q{SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE backend_type = 'pg_weir coalescer'});
+is($others[1]->answer->{tag}, 'UPDATE 1', 'the wait is cancelled: done, as on the ordinary path');
+send_into_the_wait($others[2], 5);
+$admin->query(q{SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'pg_weir coalescer'});
+is($others[2]->answer->{code}, '40003', 'the worker is terminated in it: nobody knows');
+set_standbys('');
+await_worker($others[1]);
+is($admin->value('SELECT count(*) FROM counters WHERE id IN (4, 5) AND v = 1'), 2, 'both are committed here');
 
 set_standbys('nobody');
 send_into_the_wait($others[0], 3);
