@@ -53,6 +53,13 @@ $primary->kill9;
 
 $standby->promote;
 $clients->progress(1000);
+# A worker must have started there first.
+poll_until(
+	'the promoted standby coalesces',
+	sub {
+		$clients->progress(200);
+		admin_of($standby)->value("SELECT count(*) FROM weir.stat_coalesce WHERE relation IN ('faults_rows'::regclass, 'faults_counters'::regclass) AND requests >= 20") == 2;
+	});
 $clients->is_right('after promotion');
 cmp_ok($clients->figure('unknown'), '>', 0, 'answers were outstanding when the primary died');
 is_coalesced(admin_of($standby), $_, 20) foreach qw(faults_rows faults_counters);
