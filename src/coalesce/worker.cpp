@@ -15,7 +15,6 @@ extern "C" {
 #include "postmaster/interrupt.h"
 #include "replication/syncrep.h"
 #include "replication/walsender.h"
-#include "replication/walsender_private.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "storage/lwlock.h"
@@ -150,13 +149,13 @@ void SetSynchronousCommit()
 // nobody knows: the commit may be lost when a standby is promoted.
 bool IsReplicated()
 {
-    if (!SyncRepRequested() || SyncRepStandbyNames == nullptr || SyncRepStandbyNames[0] == '\0')
+    if (!SyncRepRequested())
         return true;
     const int mode = synchronous_commit == SYNCHRONOUS_COMMIT_REMOTE_WRITE   ? SYNC_REP_WAIT_WRITE
                      : synchronous_commit == SYNCHRONOUS_COMMIT_REMOTE_APPLY ? SYNC_REP_WAIT_APPLY
                                                                              : SYNC_REP_WAIT_FLUSH;
     LWLockAcquire(SyncRepLock, LW_SHARED);
-    const bool replicated = WalSndCtl->lsn[mode] >= XactLastCommitEnd;
+    const bool replicated = !SyncStandbysAreDefined() || WalSndCtl->lsn[mode] >= XactLastCommitEnd;
     LWLockRelease(SyncRepLock);
     return replicated;
 }

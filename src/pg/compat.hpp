@@ -20,6 +20,7 @@ extern "C" {
 #include "nodes/nodeFuncs.h"
 #include "parser/parse_relation.h"
 #include "postmaster/postmaster.h"
+#include "replication/walsender_private.h"
 #include "storage/lock.h"
 #include "storage/proc.h"
 #include "utils/acl.h"
@@ -290,6 +291,17 @@ inline MinimalTuple CopyMinimalTuple(MinimalTuple tuple)
     return heap_copy_minimal_tuple(tuple, 0);
 #else
     return heap_copy_minimal_tuple(tuple);
+#endif
+}
+
+// Whether commits wait for standbys at all: what the waiting itself looks at. A bit since the minor releases
+// of 2025.
+inline bool SyncStandbysAreDefined()
+{
+#ifdef SYNC_STANDBY_DEFINED
+    return (WalSndCtl->sync_standbys_status & SYNC_STANDBY_DEFINED) != 0;
+#else
+    return WalSndCtl->sync_standbys_defined;
 #endif
 }
 
