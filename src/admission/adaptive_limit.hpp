@@ -56,7 +56,7 @@ struct AdaptiveSample {
     double active;       // slot holders that count against the limit
     double running;      // of these: no wait event (on a processor or ready to be)
     double lock_waiting; // of these: waiting for a heavyweight lock (row, transaction, tuple, …)
-    double contended;    // of these: waiting for a latch or a buffer pin
+    double contended;    // of these: waiting for a latch (but not for a WAL flush to share) or a buffer pin
     double waiting;      // queue length, without those whom their class's own limit holds back
     uint64_t finished;   // transactions finished in the interval
 };

@@ -106,6 +106,13 @@ bool IsWork(uint32 wait_event)
     return IsReady(wait_event) || wait_class == PG_WAIT_IO || wait_class == PG_WAIT_LWLOCK;
 }
 
+// Waits until somebody else has flushed WAL, often its own too: that is a share in an I/O. More companions
+// make the share larger, not the wait longer.
+bool IsSharedFlush(uint32 wait_event)
+{
+    return wait_event == (PG_WAIT_LWLOCK | WALWriteLock->tranche);
+}
+
 void Observe(Watch *watch, const Ticket &t, uint64_t word, uint32 wait_event, int64_t now)
 {
     const uint32_t beats = t.beats.load(std::memory_order_relaxed);
@@ -163,7 +170,8 @@ Census TakeCensus(Supervisor *s, int64_t now)
         census.class_held[class_id]++;
         census.running += IsReady(wait_event);
         census.lock_waiting += wait_class == PG_WAIT_LOCK;
-        census.contended += wait_class == PG_WAIT_LWLOCK || wait_class == kWaitBufferPin;
+        census.contended +=
+            (wait_class == PG_WAIT_LWLOCK && !IsSharedFlush(wait_event)) || wait_class == kWaitBufferPin;
         if (IsStalled(*watch, now)) {
             census.stalled++;
             census.class_stalled[class_id]++;
