@@ -396,6 +396,82 @@ REVOKE ALL ON FUNCTION weir.coalesced_table_changed(), weir.coalesce_table(regcl
 GRANT EXECUTE ON FUNCTION weir.stat_coalesce() TO pg_monitor;
 GRANT SELECT ON weir.coalesced_table, weir.stat_coalesce TO pg_monitor;
 
+-- ---- units that are submitted ------------------------------------------------------------------------------------
+
+CREATE TABLE weir.submitted_key (
+    role regrole NOT NULL,
+    key text COLLATE "C" NOT NULL,
+    request bytea NOT NULL,
+    "rows" bigint NOT NULL,
+    at timestamptz NOT NULL,
+    PRIMARY KEY (role, key));
+CREATE INDEX submitted_key_at ON weir.submitted_key (at);
+
+-- What units wrote is dumped, so what is remembered of them is. A role that was dropped has left a number, which no other server
+-- could read back as its own.
+SELECT pg_catalog.pg_extension_config_dump('weir.submitted_key',
+    'WHERE EXISTS (SELECT FROM pg_catalog.pg_roles AS r WHERE r.oid = role)');
+
+-- Not STRICT: a key may be NULL, and NULL statements are an error.
+CREATE FUNCTION weir.submit(sql text, params text[] DEFAULT '{}', key text DEFAULT NULL) RETURNS bigint
+LANGUAGE C VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'weir_submit';
+
+CREATE FUNCTION weir.stat_submit(
+    OUT units bigint,
+    OUT "rows" bigint,
+    OUT batches bigint,
+    OUT replayed bigint,
+    OUT in_place bigint,
+    OUT in_place_by_reason jsonb,
+    OUT given_back bigint,
+    OUT given_back_by_reason jsonb,
+    OUT batch_p50 integer,
+    OUT batch_p95 integer,
+    OUT batch_p99 integer,
+    OUT batch_max integer,
+    OUT wait_p50 interval,
+    OUT wait_p95 interval,
+    OUT wait_p99 interval,
+    OUT wait_max interval)
+RETURNS record
+LANGUAGE C VOLATILE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'weir_stat_submit';
+
+CREATE VIEW weir.stat_submit AS SELECT * FROM weir.stat_submit();
+
+COMMENT ON TABLE weir.submitted_key IS 'What is remembered of units that weir.submit() executed with a key, for weir.submit_key_retention. Dumped by pg_dump.';
+COMMENT ON COLUMN weir.submitted_key.role IS 'whose unit it was: current_user';
+COMMENT ON COLUMN weir.submitted_key.key IS 'the key';
+COMMENT ON COLUMN weir.submitted_key.request IS 'SHA-256 of its statements and parameters';
+COMMENT ON COLUMN weir.submitted_key."rows" IS 'the outcome: rows that it wrote';
+COMMENT ON COLUMN weir.submitted_key.at IS 'when that was';
+
+COMMENT ON VIEW weir.stat_submit IS 'Units of weir.submit() since the last weir.reset(), of all databases: one row.';
+COMMENT ON COLUMN weir.stat_submit.units IS 'units that a worker committed';
+COMMENT ON COLUMN weir.stat_submit."rows" IS 'rows that these wrote';
+COMMENT ON COLUMN weir.stat_submit.batches IS 'transactions of workers';
+COMMENT ON COLUMN weir.stat_submit.replayed IS 'units that were answered from their key, and not executed again';
+COMMENT ON COLUMN weir.stat_submit.in_place IS 'units that were executed by their own session at once';
+COMMENT ON COLUMN weir.stat_submit.in_place_by_reason IS 'these by reason: see docs/submit.md';
+COMMENT ON COLUMN weir.stat_submit.given_back IS 'units that a worker gave back, and that were executed by their own session then';
+COMMENT ON COLUMN weir.stat_submit.given_back_by_reason IS 'these by reason: see docs/submit.md';
+COMMENT ON COLUMN weir.stat_submit.batch_p50 IS 'median number of units in a batch';
+COMMENT ON COLUMN weir.stat_submit.batch_p95 IS '95th percentile of that number';
+COMMENT ON COLUMN weir.stat_submit.batch_p99 IS '99th percentile of that number';
+COMMENT ON COLUMN weir.stat_submit.batch_max IS 'largest batch';
+COMMENT ON COLUMN weir.stat_submit.wait_p50 IS 'median time from handing a unit to a worker until its answer';
+COMMENT ON COLUMN weir.stat_submit.wait_p95 IS '95th percentile of that time';
+COMMENT ON COLUMN weir.stat_submit.wait_p99 IS '99th percentile of that time';
+COMMENT ON COLUMN weir.stat_submit.wait_max IS 'longest such time';
+
+COMMENT ON FUNCTION weir.submit(text, text[], text) IS 'Executes the statements as one unit, with the caller''s rights and settings, and returns the number of rows that they wrote. A call that is a transaction by itself shares its commit with others. The same key within weir.submit_key_retention returns the first outcome instead of executing again. Superusers, unless granted.';
+COMMENT ON FUNCTION weir.stat_submit() IS 'What the view weir.stat_submit shows.';
+
+REVOKE ALL ON FUNCTION weir.submit(text, text[], text), weir.stat_submit() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION weir.stat_submit() TO pg_monitor;
+GRANT SELECT ON weir.stat_submit TO pg_monitor;
+
 -- ---- load shedding by query digest --------------------------------------------------------------------------------
 
 CREATE FUNCTION weir.limit_query(

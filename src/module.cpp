@@ -2,6 +2,7 @@
 #include "admission/transaction_gate.hpp"
 #include "coalesce/interceptor.hpp"
 #include "coalesce/opt_in.hpp"
+#include "coalesce/submit.hpp"
 #include "pg/compat.hpp"
 #include "pg/launcher.hpp"
 #include "pg/settings.hpp"
@@ -30,5 +31,6 @@ _Pragma("GCC visibility pop")
     weir::InstallStartupGate();
     weir::InstallOptIn();
     weir::InstallInterceptor();
+    weir::InstallSubmit();
     weir::RegisterLauncher();
 }

@@ -37,12 +37,16 @@ constexpr DeclineText decline_texts[] = {
     {"generated", "The table has stored generated columns."},
     {"row security", "The table has row-level security."},
     {"column", "It changes a column that is part of a unique index or a foreign key."},
-    {"too large", "It does not fit into a request of about 8 kB."}};
+    {"too large", "It does not fit into a request of about 8 kB."},
+    {"temporary tables", "Its session has used temporary tables, which a worker would not see."},
+    {"given back",
+     "A worker has just given back a unit of the session, for what the next one would have, too."}};
 static_assert(sizeof(decline_texts) / sizeof(decline_texts[0]) == static_cast<size_t>(Decline::kCount));
 
 // In the order of GiveBack.
 constexpr const char *give_back_names[] = {"none",       "relation locked", "row locked", "error",
-                                           "batch mate", "worker ending",   "withdrawn"};
+                                           "batch mate", "worker ending",   "withdrawn",  "settings",
+                                           "too slow",   "statement"};
 static_assert(sizeof(give_back_names) / sizeof(give_back_names[0]) == static_cast<size_t>(GiveBack::kCount));
 
 } // namespace

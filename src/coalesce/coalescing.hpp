@@ -37,6 +37,8 @@ enum class Decline : uint8_t {
     kRowSecurity,
     kColumn,
     kTooLarge,
+    kTemporaryTables,
+    kGivenBack,
     kCount
 };
 
@@ -52,6 +54,7 @@ struct alignas(128) Lane {
     std::atomic<uint32_t> state;
     std::atomic<uint32_t> database;
     std::atomic<uint32_t> number; // which of its database's
+    std::atomic<uint32_t> role;   // of a submitter: whose units it runs; 0: a coalescer's lane
     std::atomic<uint32_t> epoch;  // moves on with each worker
     std::atomic<uint32_t> stop;   // its database is about to be dropped, renamed, copied
     std::atomic<int64_t>

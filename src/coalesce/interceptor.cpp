@@ -85,6 +85,8 @@ bool EndsWithSync()
     return next == 'S';
 }
 
+} // namespace
+
 Decline JudgeTransaction(const QueryDesc *query_desc)
 {
     if (!IsTopLevel(query_desc))
@@ -101,6 +103,9 @@ Decline JudgeTransaction(const QueryDesc *query_desc)
         return Decline::kPipeline;
     return Decline::kNone;
 }
+
+namespace
+{
 
 Decline JudgePlan(const QueryDesc *query_desc, const TableFacts &facts)
 {
@@ -208,14 +213,13 @@ Verdict Await(RequestSlot *slot, Lane *lane, uint32_t epoch, int64_t began)
     return abandoned ? Abandoned(lane, epoch) : slot->verdict;
 }
 
-// Hands the packed request over, and returns when its fate is known.
-Verdict Submit(RequestSlot *slot, Lane *lane, const TableFacts &facts)
+} // namespace
+
+Verdict HandOver(RequestSlot *slot, Lane *lane, Histogram *waits)
 {
     const int64_t began = GetCurrentTimestamp();
     const uint32_t epoch = lane->epoch.load();
-    slot->relation = facts.relation;
     slot->synchronous_commit = static_cast<uint8_t>(synchronous_commit);
-    slot->statistics = static_cast<uint32_t>(facts.statistics - shared->coalescing.tables);
     HOLD_INTERRUPTS();
     slot->Publish();
     RequestBitmap::Set(RequestsOf(LaneIndex(*lane)), MyTicketId());
@@ -226,17 +230,18 @@ Verdict Submit(RequestSlot *slot, Lane *lane, const TableFacts &facts)
     if (RequestSlot::StateOf(slot->Load()) == RequestState::kDone)
         slot->Collect();
     RESUME_INTERRUPTS();
-    TableStatistics &statistics = shared->coalescing.tables[slot->statistics];
-    statistics.waits.Record(GetCurrentTimestamp() - began);
-    if (verdict == Verdict::kNotExecuted)
-        statistics.given_back[static_cast<size_t>(slot->give_back)].fetch_add(1, std::memory_order_relaxed);
+    waits->Record(GetCurrentTimestamp() - began);
+    return verdict;
+}
+
+void HeedInterrupts(Verdict verdict)
+{
     // A cancel request that came while a worker had it came too late. It was held off, and must not make an
     // error of a success now.
     if (verdict == Verdict::kNotExecuted)
         CHECK_FOR_INTERRUPTS();
     else
         QueryCancelPending = false;
-    return verdict;
 }
 
 void ReportUnusual(Verdict verdict)
@@ -249,6 +254,22 @@ void ReportUnusual(Verdict verdict)
         ereport(ERROR, (errcode(ERRCODE_T_R_STATEMENT_COMPLETION_UNKNOWN),
                         errmsg("the coalescing worker ended before the outcome was certain"),
                         errhint("Look whether the row is there before you try again.")));
+}
+
+namespace
+{
+
+// Hands the packed request over, and returns when its fate is known.
+Verdict Submit(RequestSlot *slot, Lane *lane, const TableFacts &facts)
+{
+    slot->relation = facts.relation;
+    slot->statistics = static_cast<uint32_t>(facts.statistics - shared->coalescing.tables);
+    TableStatistics &statistics = *facts.statistics;
+    const Verdict verdict = HandOver(slot, lane, &statistics.waits);
+    if (verdict == Verdict::kNotExecuted)
+        statistics.given_back[static_cast<size_t>(slot->give_back)].fetch_add(1, std::memory_order_relaxed);
+    HeedInterrupts(verdict);
+    return verdict;
 }
 
 // Clients that are in a statement like this at once. They come in rounds, one for each batch, so it is the

@@ -30,4 +30,17 @@ bool MayBeCoalesced(const QueryDesc *query_desc);
 
 void InstallInterceptor();
 
+// ---- what weir.submit() needs, too ----------------------------------------------------------------
+
+// Whether the transaction is nothing but this statement, so that its fate may be decided elsewhere.
+Decline JudgeTransaction(const QueryDesc *query_desc);
+
+// Hands the packed request over, and returns when its fate is known. Interrupts that came meanwhile are still
+// pending; HeedInterrupts() says what of them is still to be heeded.
+Verdict HandOver(RequestSlot *slot, Lane *lane, Histogram *waits);
+void HeedInterrupts(Verdict verdict);
+
+// Warns, or raises, if the verdict is not a plain one.
+void ReportUnusual(Verdict verdict);
+
 } // namespace weir

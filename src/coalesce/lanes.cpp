@@ -4,9 +4,11 @@
 #include "pg/shared.hpp"
 
 extern "C" {
+#include "catalog/pg_authid.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "storage/latch.h"
+#include "utils/syscache.h"
 #include "utils/timestamp.h"
 }
 
@@ -20,11 +22,14 @@ constexpr int64_t kRetryUs = 10 * USECS_PER_SEC;       // after a worker could n
 constexpr int64_t kComesWithinUs = 10 * USECS_PER_SEC; // one that was registered, and did not come
 
 Lane *lanes_of_mine[kMaxCoalesceWorkers]; // where they were last seen
+Lane *submit_lane_of_mine = nullptr;
 
-bool IsOurs(const Lane &lane, uint32_t number)
+// `role`: InvalidOid for a coalescer's lane.
+bool IsOurs(const Lane &lane, uint32_t number, Oid role)
 {
     return lane.database.load(std::memory_order_relaxed) == MyDatabaseId &&
-           lane.number.load(std::memory_order_relaxed) == number && lane.State() != LaneState::kFree;
+           lane.number.load(std::memory_order_relaxed) == number &&
+           lane.role.load(std::memory_order_relaxed) == role && lane.State() != LaneState::kFree;
 }
 
 void Enter(Lane *lane, LaneState state, int64_t since)
@@ -33,23 +38,28 @@ void Enter(Lane *lane, LaneState state, int64_t since)
     lane->state.store(static_cast<uint32_t>(state), std::memory_order_seq_cst);
 }
 
-// Finds the lane, or claims one. Null: all are in use.
-Lane *ClaimLane(uint32_t number)
+// Finds the lane, or claims one. Null: all are in use, or as many for units as there may be.
+Lane *ClaimLane(uint32_t number, Oid role)
 {
     Lane *lanes = shared->coalescing.lanes;
     Lane *found = nullptr;
     Lane *free_lane = nullptr;
+    int submitters = 0;
     LWLockAcquire(coalesce_lock, LW_EXCLUSIVE);
     for (uint32_t i = 0; i < kLanes; i++) {
-        if (IsOurs(lanes[i], number))
+        if (IsOurs(lanes[i], number, role))
             found = &lanes[i];
-        else if (lanes[i].State() == LaneState::kFree && free_lane == nullptr)
-            free_lane = &lanes[i];
+        else if (lanes[i].State() == LaneState::kFree)
+            free_lane = free_lane == nullptr ? &lanes[i] : free_lane;
+        else if (OidIsValid(lanes[i].role.load()))
+            submitters++;
     }
-    if (found == nullptr && free_lane != nullptr) {
+    const bool may_claim = !OidIsValid(role) || submitters < settings.submit_workers;
+    if (found == nullptr && free_lane != nullptr && may_claim) {
         found = free_lane;
         found->database.store(MyDatabaseId);
         found->number.store(number);
+        found->role.store(role);
         found->stop.store(0);
         Enter(found, LaneState::kWanted, 0);
     }
@@ -57,13 +67,15 @@ Lane *ClaimLane(uint32_t number)
     return found;
 }
 
-bool Register(uint32_t lane)
+bool Register(uint32_t lane, bool submits)
 {
     BackgroundWorker worker = {};
-    snprintf(worker.bgw_name, BGW_MAXLEN, "pg_weir coalescer");
-    snprintf(worker.bgw_type, BGW_MAXLEN, "pg_weir coalescer");
+    const char *name = submits ? "pg_weir submitter" : "pg_weir coalescer";
+    snprintf(worker.bgw_name, BGW_MAXLEN, "%s", name);
+    snprintf(worker.bgw_type, BGW_MAXLEN, "%s", name);
     snprintf(worker.bgw_library_name, sizeof(worker.bgw_library_name), "%s", "pg_weir");
-    snprintf(worker.bgw_function_name, BGW_MAXLEN, "%s", "weir_coalescer_main");
+    snprintf(worker.bgw_function_name, BGW_MAXLEN, "%s",
+             submits ? "weir_submitter_main" : "weir_coalescer_main");
     worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
     worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
     worker.bgw_restart_time = BGW_NEVER_RESTART;
@@ -75,7 +87,7 @@ void Start(Lane *lane, int64_t now)
 {
     CoalesceShared &c = shared->coalescing;
     Enter(lane, LaneState::kStarting, now);
-    if (Register(LaneIndex(*lane))) {
+    if (Register(LaneIndex(*lane), OidIsValid(lane->role.load()))) {
         c.starts_failing.store(0);
         return;
     }
@@ -85,6 +97,31 @@ void Start(Lane *lane, int64_t now)
         ereport(LOG,
                 (errmsg("pg_weir: no coalescing worker could be started: statements go the ordinary way"),
                  errhint("Consider increasing max_worker_processes.")));
+}
+
+bool MayConnect(Oid role)
+{
+    HeapTuple tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(role));
+    if (!HeapTupleIsValid(tuple))
+        return false;
+    const bool may_login = reinterpret_cast<Form_pg_authid>(GETSTRUCT(tuple))->rolcanlogin;
+    ReleaseSysCache(tuple);
+    return may_login && MayConnectToDatabase(MyDatabaseId, role);
+}
+
+// The lane if its worker runs. If one is wanted, and nobody knows yet, the launcher is asked.
+Lane *IfRunning(Lane *lane)
+{
+    if (lane == nullptr)
+        return nullptr;
+    if (lane->State() == LaneState::kRunning)
+        return lane;
+    if (lane->State() == LaneState::kWanted && shared->coalescing.wanted.exchange(1) == 0) {
+        const uint32_t launcher = shared->supervision.ticket.load();
+        if (launcher != 0)
+            WakeTicket(launcher - 1);
+    }
+    return nullptr;
 }
 
 } // namespace
@@ -98,20 +135,22 @@ Lane *FindLane(Oid relation)
 {
     const uint32_t number = relation % static_cast<uint32_t>(settings.coalesce_workers);
     Lane *lane = lanes_of_mine[number];
-    if (lane == nullptr || !IsOurs(*lane, number)) {
-        lane = ClaimLane(number);
+    if (lane == nullptr || !IsOurs(*lane, number, InvalidOid)) {
+        lane = ClaimLane(number, InvalidOid);
         lanes_of_mine[number] = lane;
     }
-    if (lane == nullptr)
-        return nullptr;
-    if (lane->State() == LaneState::kRunning)
-        return lane;
-    if (lane->State() == LaneState::kWanted && shared->coalescing.wanted.exchange(1) == 0) {
-        const uint32_t launcher = shared->supervision.ticket.load();
-        if (launcher != 0)
-            WakeTicket(launcher - 1);
+    return IfRunning(lane);
+}
+
+Lane *FindSubmitLane(Oid role)
+{
+    Lane *lane = submit_lane_of_mine;
+    if (lane == nullptr || !IsOurs(*lane, 0, role)) {
+        // A worker that may not connect would only fill the log.
+        lane = settings.submit_workers > 0 && MayConnect(role) ? ClaimLane(0, role) : nullptr;
+        submit_lane_of_mine = lane;
     }
-    return nullptr;
+    return IfRunning(lane);
 }
 
 void Ring(Lane *lane)

@@ -11,6 +11,10 @@ namespace weir
 // The lane for a table of this database whose worker runs; null: there is none yet, the launcher was asked.
 Lane *FindLane(Oid relation);
 
+// The lane for units that this role submits in this database; null: as above, or too many other roles have
+// theirs, or the role could not log in.
+Lane *FindSubmitLane(Oid role);
+
 uint32_t LaneIndex(const Lane &lane);
 
 // Something to do for the worker.

@@ -60,6 +60,9 @@ enum class GiveBack : uint8_t {
     kBatchMate,      // two attempts of its batch failed because of others
     kWorkerEnding,
     kWithdrawn, // taken back by the client: the worker was gone or stalled
+    kSettings,  // weir.submit(): the worker could not make its session like the client's
+    kTooSlow,   // ... it ran for too long
+    kStatement, // ... it has a statement, or temporary tables, that belong into the client's session
     kCount
 };
 

@@ -132,15 +132,22 @@ const char *NameOfSynchronousCommit(int level)
                                                       : "local";
 }
 
-// The strongest that a member asks for: a batch is never less durable than any of its statements. By its
-// name: the setting's assign hook tells the server what to wait for.
+// The strongest that a member asks for: a batch is never less durable than any of its statements.
 void SetSynchronousCommit()
 {
     int strongest = SYNCHRONOUS_COMMIT_LOCAL_FLUSH;
     for (uint32_t i = 0; i < batch.count; i++)
         strongest = Max(strongest, static_cast<int>(batch.entries[i].slot->synchronous_commit));
-    if (synchronous_commit != strongest)
-        SetConfigOption("synchronous_commit", NameOfSynchronousCommit(strongest), PGC_SUSET, PGC_S_OVERRIDE);
+    UseSynchronousCommit(strongest);
+}
+
+} // namespace
+
+// By its name: the setting's assign hook tells the server what to wait for.
+void UseSynchronousCommit(int level)
+{
+    if (synchronous_commit != level)
+        SetConfigOption("synchronous_commit", NameOfSynchronousCommit(level), PGC_SUSET, PGC_S_OVERRIDE);
 }
 
 // The wait for the standbys can be interrupted after the commit: whoever asked for it must hear of that.
@@ -159,6 +166,16 @@ bool IsReplicated()
     LWLockRelease(SyncRepLock);
     return replicated;
 }
+
+Verdict VerdictOfCommit()
+{
+    return IsReplicated()   ? Verdict::kCommitted
+           : ProcDiePending ? Verdict::kUnknown
+                            : Verdict::kCommittedLocally;
+}
+
+namespace
+{
 
 bool AllLeftOut()
 {
@@ -236,9 +253,7 @@ void RunBatch()
         batch.checks_unique = careful > 0;
         if (Attempt()) {
             careful -= careful > 0 ? 1 : 0;
-            EndBatch(IsReplicated()   ? Verdict::kCommitted
-                     : ProcDiePending ? Verdict::kUnknown
-                                      : Verdict::kCommittedLocally);
+            EndBatch(VerdictOfCommit());
             return;
         }
         if (AllLeftOut())

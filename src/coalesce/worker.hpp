@@ -8,7 +8,18 @@
 // whom it concerned then; then all go back. When the process exits in the middle, its exit callback ends the
 // batch, and the batch's xid says how.
 
+#include "coalesce/request_slot.hpp"
 #include "pg/prelude.hpp"
+
+namespace weir
+{
+
+// What every worker needs that commits for others: how durably, and what has come of it.
+void UseSynchronousCommit(int level);
+bool IsReplicated();
+Verdict VerdictOfCommit(); // of the transaction just committed
+
+} // namespace weir
 
 _Pragma("GCC visibility push(default)") extern "C" void weir_coalescer_main(Datum lane);
 _Pragma("GCC visibility pop")

@@ -16,6 +16,7 @@ extern "C" {
 #include "access/htup_details.h"
 #include "access/tableam.h"
 #include "catalog/pg_authid_d.h"
+#include "catalog/pg_database_d.h"
 #include "executor/executor.h"
 #include "nodes/nodeFuncs.h"
 #include "parser/parse_relation.h"
@@ -26,6 +27,7 @@ extern "C" {
 #include "utils/acl.h"
 #include "utils/fmgroids.h"
 #include "utils/guc.h"
+#include "utils/guc_tables.h"
 #include "utils/wait_event.h"
 }
 
@@ -54,6 +56,33 @@ inline LocalTransactionId CurrentLxid()
 inline uint32_t MyTicketId()
 {
     return static_cast<uint32_t>(MyProc->pgprocno);
+}
+#endif
+
+// 16 has one function for all kinds of objects.
+#if PG_VERSION_NUM >= 160000
+inline bool MayConnectToDatabase(Oid database, Oid role)
+{
+    return object_aclcheck(DatabaseRelationId, database, role, ACL_CONNECT) == ACLCHECK_OK;
+}
+#else
+inline bool MayConnectToDatabase(Oid database, Oid role)
+{
+    return pg_database_aclcheck(database, role, ACL_CONNECT) == ACLCHECK_OK;
+}
+#endif
+
+// All settings of this process, in the order of their names. 16 keeps them in a hash table.
+#if PG_VERSION_NUM >= 160000
+inline config_generic **AllSettings(int *count)
+{
+    return get_guc_variables(count);
+}
+#else
+inline config_generic **AllSettings(int *count)
+{
+    *count = GetNumConfigOptions();
+    return get_guc_variables();
 }
 #endif
 

@@ -243,6 +243,18 @@ void DefineCoalescing()
                             nullptr, nullptr, nullptr);
 }
 
+void DefineSubmitting()
+{
+    DefineCustomIntVariable(
+        "weir.submit_workers", "Workers for weir.submit() on the whole server.",
+        "Each serves one role in one database. They count towards max_worker_processes. 0: none.",
+        &settings.submit_workers, 2, 0, kMaxSubmitWorkers, PGC_SIGHUP, 0, nullptr, nullptr, nullptr);
+    DefineCustomIntVariable("weir.submit_key_retention",
+                            "How long weir.submit() remembers the outcome of a unit that was given a key.",
+                            nullptr, &settings.submit_key_retention_s, 24 * 60 * 60, 1, INT_MAX, PGC_SIGHUP,
+                            GUC_UNIT_S, nullptr, nullptr, nullptr);
+}
+
 } // namespace
 
 const char *ModeName(int mode)
@@ -269,6 +281,7 @@ void DefineSettings()
     DefineStartups();
     DefineClasses();
     DefineCoalescing();
+    DefineSubmitting();
     MarkGUCPrefixReserved("weir");
 }
 

@@ -55,6 +55,8 @@ struct Settings {
     int coalesce_max_batch;
     int coalesce_max_delay_ms;
     int coalesce_lock_timeout_ms;
+    int submit_workers;
+    int submit_key_retention_s;
     char *classes;
     char *session_class;
     char *class_map;
@@ -71,6 +73,7 @@ extern bool session_identity_changed;
 
 constexpr int kMaxCoalesceWorkers = 8;
 constexpr int kMaxCoalesceBatch = 4096;
+constexpr int kMaxSubmitWorkers = 16;
 
 constexpr int kRejectAsError = 0;
 constexpr int kRejectAsFatal = 1;

@@ -11,6 +11,7 @@
 #include "admission/startup_pace.hpp"
 #include "admission/storm_log.hpp"
 #include "coalesce/coalescing.hpp"
+#include "coalesce/submit.hpp"
 #include "pg/prelude.hpp"
 #include "pg/settings.hpp"
 
@@ -61,6 +62,7 @@ struct Shared {
     QueryRulesShared rules;
     StartupShared startups;
     CoalesceShared coalescing;
+    SubmitShared submits;
     std::atomic<int64_t> statistics_since; // TimestampTz of the last weir.reset()
 };
 

@@ -85,3 +85,22 @@ WEIR_SQL_FUNCTION(weir_stat_coalesce)
             AddTable(result, table);
     return 0;
 }
+
+WEIR_SQL_FUNCTION(weir_stat_submit)
+{
+    RequireShared();
+    const SubmitShared &submits = shared->submits;
+    Row row;
+    row.PutCount(submits.units.load(std::memory_order_relaxed));
+    row.PutCount(submits.rows.load(std::memory_order_relaxed));
+    row.PutCount(submits.batches.load(std::memory_order_relaxed));
+    row.PutCount(submits.replayed.load(std::memory_order_relaxed));
+    PutReasons<Decline>(&row, submits.in_place, DeclineName);
+    PutReasons<GiveBack>(&row, submits.given_back, GiveBackName);
+    auto *snapshot = static_cast<HistogramSnapshot *>(palloc(sizeof(HistogramSnapshot)));
+    *snapshot = submits.batch_units.Snapshot();
+    PutSizes(&row, *snapshot);
+    *snapshot = submits.waits.Snapshot();
+    PutWaits(&row, *snapshot);
+    return ReturnRow(fcinfo, &row);
+}
