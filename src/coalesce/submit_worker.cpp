@@ -47,7 +47,7 @@ constexpr uint32_t kMostGuarded = 60;       // units in a batch of subtransactio
 constexpr uint32_t kGuardedBatches = 50;    // after a failure
 constexpr int kUnitMs = 1000;               // a unit that takes longer is its session's own
 constexpr int64_t kBatchUs = USECS_PER_SEC; // a batch that has taken so long begins no more units
-constexpr int64_t kForgetEachUs = 10 * USECS_PER_SEC;
+constexpr int64_t kForgetEachUs = 5 * USECS_PER_SEC;
 constexpr int64_t kForgetAtOnce = 1000;
 
 struct Entry {
