@@ -129,11 +129,13 @@ TupleTableSlot *FinishRow(EState *estate, ResultRelInfo *target, TupleTableSlot 
 bool PackRow(TupleTableSlot *row, RequestSlot *slot)
 {
     const MinimalTuple tuple = ExecCopySlotMinimalTuple(row);
-    const size_t size = MAXALIGN(tuple->t_len);
+    const RowHeader header = {};
+    const size_t size = sizeof(header) + MAXALIGN(tuple->t_len);
     const bool fits =
         (tuple->t_infomask & HEAP_HASEXTERNAL) == 0 && size <= RequestSlot::kPayloadSize - slot->bytes;
     if (fits) {
-        memcpy(slot->payload + slot->bytes, tuple, tuple->t_len);
+        memcpy(slot->payload + slot->bytes, &header, sizeof(header));
+        memcpy(slot->payload + slot->bytes + sizeof(header), tuple, tuple->t_len);
         slot->bytes += static_cast<uint32_t>(size);
         slot->rows++;
     }
@@ -219,7 +221,7 @@ void PulledRowsBack(QueryDesc *query_desc, const RequestSlot &slot)
     back->slot = ExecInitExtraTupleSlot(query_desc->estate, ExecGetResultType(below), &TTSOpsMinimalTuple);
     back->packed = static_cast<MinimalTuple *>(palloc(sizeof(MinimalTuple) * (slot.rows + 1u)));
     // The last row that was pulled is still in the plan's own slot.
-    ForEachRow(slot, [back](MinimalTuple tuple) {
+    ForEachRow(slot, [back](RowHeader *, MinimalTuple tuple) {
         if (back->packed_count < pulled.packed)
             back->packed[back->packed_count++] = CopyMinimalTuple(tuple);
     });
@@ -260,7 +262,10 @@ void SendReturning(QueryDesc *query_desc, const RequestSlot &slot)
         receiver->receiveSlot(ExecProject(returning), receiver);
     };
     if (slot.kind == RequestKind::kInsert)
-        ForEachRow(slot, send);
+        ForEachRow(slot, [send](const RowHeader *header, MinimalTuple tuple) {
+            if (header->skipped == 0)
+                send(tuple);
+        });
     else if (slot.affected > 0)
         send(reinterpret_cast<MinimalTuple>(const_cast<char *>(slot.payload) + slot.returned_offset));
     receiver->rShutdown(receiver);

@@ -4,7 +4,7 @@
 // would be anyway; packed for a worker as finished tuples; and fed back into ModifyTable if the worker did
 // not execute them.
 //
-// Payload of a request: the rows as MinimalTuples, each at a multiple of 8.
+// Payload of a request: for each row a RowHeader and a MinimalTuple, both at multiples of 8.
 
 #include "coalesce/coalescing.hpp"
 #include "pg/prelude.hpp"
@@ -34,14 +34,19 @@ bool ReturnsColumnsOnly(const QueryDesc *query_desc);
 // The request was committed: sends what RETURNING asks for.
 void SendReturning(QueryDesc *query_desc, const RequestSlot &slot);
 
-// Calls `f(tuple)` for each of a request's rows.
+struct alignas(MAXIMUM_ALIGNOF) RowHeader {
+    uint32_t skipped; // by the worker: not inserted, ON CONFLICT DO NOTHING
+};
+
+// Calls `f(header, tuple)` for each of a request's rows.
 template <typename F> void ForEachRow(const RequestSlot &slot, F f)
 {
-    const char *at = slot.payload;
+    char *at = const_cast<char *>(slot.payload);
     for (uint32_t i = 0; i < slot.rows; i++) {
-        auto *tuple = reinterpret_cast<MinimalTuple>(const_cast<char *>(at));
-        at += MAXALIGN(tuple->t_len);
-        f(tuple);
+        auto *header = reinterpret_cast<RowHeader *>(at);
+        auto *tuple = reinterpret_cast<MinimalTuple>(at + sizeof(RowHeader));
+        at += sizeof(RowHeader) + MAXALIGN(tuple->t_len);
+        f(header, tuple);
     }
 }
 

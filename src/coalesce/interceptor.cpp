@@ -116,8 +116,7 @@ Decline JudgePlan(const QueryDesc *query_desc, const TableFacts &facts)
         modify->plan.initPlan != NIL)
         return Decline::kStatement;
     if (modify->onConflictAction == ONCONFLICT_UPDATE ||
-        (modify->onConflictAction == ONCONFLICT_NOTHING &&
-         (modify->returningLists != NIL || list_length(modify->arbiterIndexes) > RequestSlot::kMaxArbiters)))
+        list_length(modify->arbiterIndexes) > RequestSlot::kMaxArbiters)
         return Decline::kOnConflict;
     if (!ReturnsColumnsOnly(query_desc))
         return Decline::kReturning;

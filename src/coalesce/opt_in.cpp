@@ -1,5 +1,6 @@
 #include "coalesce/opt_in.hpp"
 
+#include "pg/compat.hpp"
 #include "pg/shared.hpp"
 
 extern "C" {
@@ -15,6 +16,7 @@ extern "C" {
 #include "catalog/pg_trigger.h"
 #include "commands/trigger.h"
 #include "optimizer/optimizer.h"
+#include "rewrite/rewriteHandler.h"
 #include "utils/builtins.h"
 #include "utils/hsearch.h"
 #include "utils/inval.h"
@@ -208,6 +210,29 @@ bool ChecksAreImmutable(const TupleConstr *constraints)
     return true;
 }
 
+// A worker computes stored ones for an UPDATE; virtual ones are part of what it would have to check.
+bool GeneratedColumnsAreImmutable(Relation relation)
+{
+    const TupleDesc descriptor = RelationGetDescr(relation);
+    if (HasVirtualColumns(descriptor->constr))
+        return false;
+    for (int i = 0; i < descriptor->natts; i++)
+        if (TupleDescAttr(descriptor, i)->attgenerated != '\0' &&
+            contain_mutable_functions(build_column_default(relation, i + 1)))
+            return false;
+    return true;
+}
+
+// Who sets a column sets those that are generated from it.
+void AddSourcesOfGenerated(Relation relation, Bitmapset **fixed)
+{
+    const TupleDesc descriptor = RelationGetDescr(relation);
+    for (int i = 0; i < descriptor->natts; i++)
+        if (TupleDescAttr(descriptor, i)->attgenerated != '\0' &&
+            bms_is_member(i + 1 - FirstLowInvalidHeapAttributeNumber, *fixed))
+            AddColumns(fixed, build_column_default(relation, i + 1));
+}
+
 bool IsPlainTable(Relation relation)
 {
     const Form_pg_class form = relation->rd_rel;
@@ -251,8 +276,9 @@ void LearnFacts(Relation relation, TableFacts *facts)
         const TupleConstr *constraints = RelationGetDescr(relation)->constr;
         if (!ChecksAreImmutable(constraints))
             facts->update = Decline::kConstraint;
-        if (constraints != nullptr && constraints->has_generated_stored)
+        if (!GeneratedColumnsAreImmutable(relation))
             facts->update = Decline::kGenerated;
+        AddSourcesOfGenerated(relation, &fixed);
         if (relation->rd_rel->relrowsecurity)
             facts->update = facts->remove = Decline::kRowSecurity;
     }

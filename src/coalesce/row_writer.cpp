@@ -13,6 +13,7 @@ extern "C" {
 #include "common/hashfn.h"
 #include "executor/executor.h"
 #include "nodes/makefuncs.h"
+#include "rewrite/rewriteHandler.h"
 #include "storage/lmgr.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
@@ -83,14 +84,19 @@ struct TableWriter {
     TupleTableSlot *image;
     ExprState **checks;
     int check_count;
+    ExprState **generated; // by column; null: not generated. Null: none is
     CompiledShape shapes[kCompiledShapes];
     uint32_t shape_count;
 };
 
 // Columns that the table's requests of this batch may set.
-Bitmapset *UpdatedColumns(const Batch &batch, uint32_t from, uint32_t end)
+Bitmapset *UpdatedColumns(const Batch &batch, Relation relation, uint32_t from, uint32_t end)
 {
     Bitmapset *columns = nullptr;
+    const TupleDesc descriptor = RelationGetDescr(relation);
+    for (int i = 0; i < descriptor->natts; i++)
+        if (TupleDescAttr(descriptor, i)->attgenerated != '\0')
+            columns = bms_add_member(columns, i + 1 - FirstLowInvalidHeapAttributeNumber);
     uint64_t last = 0;
     for (uint32_t i = from; i < end; i++) {
         const RequestSlot &slot = *batch.planned[i].slot;
@@ -115,6 +121,19 @@ void PrepareChecks(TableWriter *w)
             ExecPrepareExpr(static_cast<Expr *>(stringToNode(constraints->check[i].ccbin)), w->estate);
 }
 
+// An UPDATE computes them anew: of immutable expressions the same comes out if nothing changed.
+void PrepareGenerated(TableWriter *w)
+{
+    const TupleDesc descriptor = RelationGetDescr(w->relation);
+    if (descriptor->constr == nullptr || !descriptor->constr->has_generated_stored)
+        return;
+    w->generated = static_cast<ExprState **>(palloc0(sizeof(ExprState *) * descriptor->natts));
+    for (int i = 0; i < descriptor->natts; i++)
+        if (TupleDescAttr(descriptor, i)->attgenerated == ATTRIBUTE_GENERATED_STORED)
+            w->generated[i] = ExecPrepareExpr(
+                reinterpret_cast<Expr *>(build_column_default(w->relation, i + 1)), w->estate);
+}
+
 bool SomeSkipConflicts(const Batch &batch, uint32_t from, uint32_t end)
 {
     for (uint32_t i = from; i < end; i++)
@@ -128,7 +147,7 @@ TableWriter *BeginTable(Batch *batch, Relation relation, uint32_t from, uint32_t
     auto *w = static_cast<TableWriter *>(palloc0(sizeof(TableWriter)));
     w->batch = batch;
     w->relation = relation;
-    w->estate = ExecutorStateFor(relation, UpdatedColumns(*batch, from, end));
+    w->estate = ExecutorStateFor(relation, UpdatedColumns(*batch, relation, from, end));
     w->estate->es_snapshot = GetActiveSnapshot();
     w->estate->es_output_cid = GetCurrentCommandId(true);
     w->target = makeNode(ResultRelInfo);
@@ -225,10 +244,12 @@ void InsertSkipping(TableWriter *w, uint32_t i)
     uint32_t inserted = 0;
     Blame(w->batch, i, 1);
     TupleTableSlot *row = table_slot_create(w->relation, &w->estate->es_tupleTable);
-    ForEachRow(slot, [&](MinimalTuple tuple) {
+    ForEachRow(slot, [&](RowHeader *header, MinimalTuple tuple) {
         ExecForceStoreMinimalTuple(tuple, row, false);
         row->tts_tableOid = RelationGetRelid(w->relation);
-        inserted += InsertUnlessConflict(w, row, arbiters);
+        const bool is_new = InsertUnlessConflict(w, row, arbiters);
+        header->skipped = !is_new;
+        inserted += is_new;
         ResetPerTupleExprContext(w->estate);
     });
     w->batch->EntryOf(i).affected = inserted;
@@ -242,7 +263,7 @@ void InsertRequest(TableWriter *w, Rows *rows, uint32_t i)
     const uint32_t first = rows->count;
     bool duplicate = false;
     Blame(w->batch, i, 1);
-    ForEachRow(slot, [&](MinimalTuple tuple) {
+    ForEachRow(slot, [&](const RowHeader *, MinimalTuple tuple) {
         TupleTableSlot *&row = rows->slots[rows->count];
         if (row == nullptr)
             row = table_slot_create(w->relation, &w->estate->es_tupleTable);
@@ -313,6 +334,21 @@ void TakeImage(TableWriter *w)
     w->image->tts_tableOid = RelationGetRelid(w->relation);
 }
 
+// Of the new row, which the image shows for the time being. False: a NOT NULL is broken.
+bool GenerateColumns(TableWriter *w, ExprContext *context)
+{
+    const TupleDesc descriptor = RelationGetDescr(w->relation);
+    for (int i = 0; w->generated != nullptr && i < descriptor->natts; i++) {
+        if (w->generated[i] == nullptr)
+            continue;
+        bool *is_null = &w->image->tts_isnull[i];
+        w->image->tts_values[i] = ExecEvalExpr(w->generated[i], context, is_null);
+        if (*is_null && TupleDescAttr(descriptor, i)->attnotnull)
+            return false;
+    }
+    return true;
+}
+
 // Evaluates the SET list into the image. False: the new row breaks a constraint, the image is as before.
 bool SetColumns(TableWriter *w, const CompiledShape &shape, ExprContext *context)
 {
@@ -332,7 +368,7 @@ bool SetColumns(TableWriter *w, const CompiledShape &shape, ExprContext *context
     bool *old_nulls = w->image->tts_isnull;
     w->image->tts_values = values;
     w->image->tts_isnull = nulls;
-    bool holds = true;
+    bool holds = GenerateColumns(w, context);
     for (int i = 0; i < w->check_count && holds; i++)
         holds = ExecCheck(w->checks[i], context);
     w->image->tts_values = old_values;
@@ -566,6 +602,7 @@ void ModifyAll(TableWriter *w, uint32_t from, uint32_t end)
     w->old_row = table_slot_create(w->relation, &w->estate->es_tupleTable);
     w->image = ExecInitExtraTupleSlot(w->estate, descriptor, &TTSOpsVirtual);
     PrepareChecks(w);
+    PrepareGenerated(w);
     bool postponed = false;
     for (uint32_t i = from, next; i < end; i = next) {
         next = RunEnd(batch->planned, end, i, true);

@@ -305,6 +305,16 @@ inline bool IsReturnedColumn(const Var *var, int table)
     return static_cast<int>(var->varno) == table && var->varattno > 0;
 }
 
+// 18 has generated columns that are computed when they are read.
+inline bool HasVirtualColumns([[maybe_unused]] const TupleConstr *constraints)
+{
+#if PG_VERSION_NUM >= 180000
+    return constraints != nullptr && constraints->has_generated_virtual;
+#else
+    return false;
+#endif
+}
+
 // 18 can leave room before the tuple.
 inline MinimalTuple FormMinimalTuple(TupleDesc descriptor, const Datum *values, const bool *nulls)
 {
