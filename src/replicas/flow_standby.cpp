@@ -150,7 +150,8 @@ FlowStandby::Trend FlowStandby::Watch(const FlowTargets &targets, int64_t now_us
     }
     mark_us = now_us;
     mark_delay_us = delay_us;
-    mark_capacity = capacity;
+    if (trend != Trend::kConstant)
+        mark_capacity = capacity; // else since the lag stands still
     lag_min_us = lag_max_us = lag_us;
     return trend;
 }
