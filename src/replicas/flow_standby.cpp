@@ -139,6 +139,7 @@ FlowStandby::Trend FlowStandby::Watch(const FlowTargets &targets, int64_t now_us
     if (mark_us != 0) {
         lag_min_us = lag_us < lag_min_us ? lag_us : lag_min_us;
         lag_max_us = lag_us > lag_max_us ? lag_us : lag_max_us;
+        mark_capacity = Larger(mark_capacity, capacity);
         const int64_t passed = now_us - mark_us;
         if (passed < targets.grace_us)
             return Trend::kNotKnown;

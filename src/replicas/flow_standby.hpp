@@ -85,7 +85,7 @@ struct FlowStandby {
     int64_t hopeless_us; // since when; 0: it is not
     int64_t mark_us;     // begin of the grace period that is watched now; 0: none is
     int64_t mark_delay_us;
-    double mark_capacity;
+    double mark_capacity;           // highest since the lag stands still
     int64_t lag_min_us, lag_max_us; // since the mark
     uint32_t failures;              // grace periods without progress, one after the other
     bool constant;                  // it was found to be not helped because its lag stood still
