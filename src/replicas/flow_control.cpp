@@ -45,7 +45,7 @@ void FlowController::Release() noexcept
     }
     counting = 0;
     quorum_member = kMaxFlowStandbys;
-    others_rate = 0;
+    others_rate = others_raw = 0;
     updated_us = 0;
 }
 
@@ -91,12 +91,16 @@ void FlowController::Update(FlowStandby *standbys, const bool *listed, uint32_t 
     }
     if (count > kMaxFlowStandbys)
         count = kMaxFlowStandbys;
-    if (updated_us != 0 && now_us > updated_us) {
+    if (!Engaged() || updated_us == 0)
+        others_raw = 0;
+    else if (now_us > updated_us) {
         const double seconds = static_cast<double>(now_us - updated_us) / 1e6;
-        const double others =
-            sample.wal_rate > sample.charged_rate ? sample.wal_rate - sample.charged_rate : 0;
-        others_rate += (others - others_rate) * (1 - std::exp(-seconds / kOthersSmoothS));
+        const double wal = static_cast<double>(sample.wal_bytes - last.wal_bytes);
+        const double charged = static_cast<double>(sample.charged_bytes - last.charged_bytes);
+        others_raw += ((wal - charged) / seconds - others_raw) * (1 - std::exp(-seconds / kOthersSmoothS));
     }
+    others_rate = others_raw > 0 ? others_raw : 0;
+    last = sample;
     updated_us = now_us;
     counting = 0;
     uint32_t given_up = 0; // these are behind, too

@@ -42,9 +42,10 @@ enum class FlowLane : uint32_t {
 constexpr uint32_t kFlowLanes = 2;
 constexpr double kLaneShares[kFlowLanes] = {0.25, 1};
 
+// Both only grow.
 struct FlowSample {
-    double wal_rate;     // bytes per second that this server writes, smoothed
-    double charged_rate; // bytes per second of that, of those who are ruled by the throttle
+    uint64_t wal_bytes;     // that this server wrote
+    uint64_t charged_bytes; // of these, while the throttle is engaged, of those whom it rules
 };
 
 struct FlowLaneState {
@@ -58,8 +59,10 @@ struct FlowLaneState {
 // Of the sampler alone; all zero is a controller that has not begun.
 struct FlowController {
     FlowLaneState lanes[kFlowLanes];
-    double others_rate; // smoothed
-    uint32_t counting;  // standbys
+    double others_rate; // bytes per second, smoothed; while engaged
+    double others_raw;  // the same, below zero when charges come late
+    FlowSample last;
+    uint32_t counting; // standbys
     uint32_t
         quorum_member; // index of the standby with the quorum-th highest pressure; kMaxFlowStandbys: none
     int64_t updated_us;
@@ -69,6 +72,8 @@ struct FlowController {
                 uint32_t quorum, const FlowSample &sample, int64_t now_us) noexcept;
 
     void Release() noexcept; // no targets, or not a primary
+
+    bool Engaged() const noexcept { return lanes[0].engaged || lanes[1].engaged; }
 
   private:
     void UpdateLane(uint32_t lane, FlowStandby *standbys, const bool *listed, uint32_t count,

@@ -55,9 +55,6 @@ struct World {
 
     int64_t now_us = 1000000000;
     double wal = 0;
-    double wal_rate = 0, charged_rate = 0;
-    double last_wal = 0;
-    uint64_t last_charged = 0;
     std::deque<std::pair<double, int64_t>> clock; // end of WAL, time
     int64_t stalled_until_us = 0;
     double written[kFlowLanes] = {};
@@ -146,7 +143,6 @@ struct World {
 
     void Sample()
     {
-        constexpr double kInterval = 0.1;
         bool listed[kMaxFlowStandbys];
         states.resize(standbys.size());
         changes.resize(standbys.size());
@@ -165,14 +161,8 @@ struct World {
                            static_cast<double>(states[i].delay_us) / 1e6);
             }
         }
-        const double alpha = 1 - std::exp(-kInterval / 3);
-        wal_rate += ((wal - last_wal) / kInterval - wal_rate) * alpha;
-        charged_rate +=
-            (static_cast<double>(buckets[1].charged - last_charged) / kInterval - charged_rate) * alpha;
-        last_wal = wal;
-        last_charged = buckets[1].charged;
         controller.Update(states.data(), listed, static_cast<uint32_t>(standbys.size()), targets, quorum,
-                          {wal_rate, charged_rate}, now_us);
+                          {static_cast<uint64_t>(wal), buckets[1].charged.load()}, now_us);
         for (uint32_t lane = 0; lane < kFlowLanes; lane++)
             buckets[lane].SetRate(controller.lanes[lane].rate, now_us);
     }
