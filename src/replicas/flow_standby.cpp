@@ -187,6 +187,11 @@ void FlowStandby::JudgeCounting(const FlowTargets &targets, bool stands_still, i
         GiveUp(false);
 }
 
+bool FlowStandby::NearLeft() const noexcept
+{
+    return lag_us >= left_lag_us - left_lag_us / 4 && lag_us <= left_lag_us + left_lag_us / 2;
+}
+
 void FlowStandby::GiveUp(bool is_constant) noexcept
 {
     standing = Standing::kNotHelped;
@@ -216,6 +221,10 @@ void FlowStandby::Judge(const StandbySample &sample, const FlowTargets &targets,
         JudgeCounting(targets, stands_still, now_us);
         break;
     case Standing::kReturning:
+        if (constant && NearLeft()) {
+            standing = Standing::kNotHelped;
+            break;
+        }
         if (within) {
             standing = Standing::kCounts;
             break;
@@ -244,18 +253,17 @@ void FlowStandby::Judge(const StandbySample &sample, const FlowTargets &targets,
             standing = Standing::kCounts;
         break;
     case Standing::kNotHelped:
-        if (within)
-            standing = Standing::kCounts;
-        else if (lag_us < left_lag_us - left_lag_us / 4 ||
-                 (constant && lag_us > left_lag_us + left_lag_us / 2))
-            standing = Standing::kReturning;
+        if (constant ? !NearLeft() : lag_us < left_lag_us - left_lag_us / 4)
+            standing = within ? Standing::kCounts : Standing::kReturning;
         else if (!constant && lag_us > left_lag_us)
             left_lag_us = lag_us;
         break;
     case Standing::kDisconnected:
-        standing = within ? Standing::kCounts : Standing::kReturning;
+        standing = within && !constant ? Standing::kCounts : Standing::kReturning;
         break;
     }
+    if (standing == Standing::kCounts)
+        constant = false;
     if (standing != before) {
         mark_us = 0;
         failures = 0;

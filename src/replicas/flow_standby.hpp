@@ -17,8 +17,8 @@
 //    below half of that.
 //  - Not helped: writers were slowed down for it, and its lag stood where it was for the grace period while
 //    its replay slowed down, too (recovery_min_apply_delay); or they were at the floor for twice that, and
-//    its delay has not fallen (WAL that the throttle does not rule). Counts again when it is within the
-//    target; is returning when its lag has become another.
+//    its delay has not fallen (WAL that the throttle does not rule). When its lag has become another, it
+//    is returning, or counts.
 //  - Returning: it connected late, from a base backup or after it was away for longer than the grace period.
 //    It may catch up by itself. Counts when it is within the target, or when it has not come nearer for twice
 //    the grace period.
@@ -88,8 +88,8 @@ struct FlowStandby {
     double mark_capacity;           // highest since the lag stands still
     int64_t lag_min_us, lag_max_us; // since the mark
     uint32_t failures;              // grace periods without progress, one after the other
-    bool constant;                  // it was found to be not helped because its lag stood still
-    int64_t left_lag_us;            // its lag then; if it did not stand still, its highest since
+    bool constant;       // it was found to be not helped because its lag stood still; till it counts
+    int64_t left_lag_us; // its lag then; if it did not stand still, its highest since
 
     bool Counts() const noexcept { return standing == Standing::kCounts; }
 
@@ -108,6 +108,7 @@ struct FlowStandby {
     void Judge(const StandbySample &sample, const FlowTargets &targets, int64_t now_us) noexcept;
     enum class Trend { kNotKnown, kBetter, kConstant, kWorse };
     Trend Watch(const FlowTargets &targets, int64_t now_us) noexcept;
+    bool NearLeft() const noexcept;
     void GiveUp(bool is_constant) noexcept;
     void JudgeCounting(const FlowTargets &targets, bool stands_still, int64_t now_us) noexcept;
 };
