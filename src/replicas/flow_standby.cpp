@@ -225,7 +225,7 @@ void FlowStandby::Judge(const StandbySample &sample, const FlowTargets &targets,
             standing = Standing::kNotHelped;
             break;
         }
-        if (within) {
+        if (within && (!constant || lag_us < left_lag_us)) {
             standing = Standing::kCounts;
             break;
         }
