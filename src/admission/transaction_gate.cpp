@@ -7,6 +7,7 @@
 #include "coalesce/interceptor.hpp"
 #include "coalesce/lanes.hpp"
 #include "coalesce/opt_in.hpp"
+#include "coalesce/submit.hpp"
 #include "pg/compat.hpp"
 #include "pg/shared.hpp"
 #include "pg/snapshot.hpp"
@@ -220,7 +221,8 @@ void OnExecutorStart(QueryDesc *query_desc, int eflags)
         // Without a portal it is the planner that evaluates a function, with a snapshot of its own that must
         // stay.
         if (NeedsJudgement() && ActivePortal != nullptr) {
-            if (query_desc->operation != CMD_SELECT && !nothing_opted_in && MayBeCoalesced(query_desc))
+            const bool select = query_desc->operation == CMD_SELECT;
+            if (select ? MayBeSubmitted(query_desc) : !nothing_opted_in && MayBeCoalesced(query_desc))
                 left_to_worker = CurrentLxid();
             else
                 Judge(
@@ -241,10 +243,7 @@ void OnExecutorRun(WEIR_EXECUTOR_RUN_PARAMETERS)
     if (query_desc->operation != CMD_SELECT && !nothing_opted_in) {
         if (RunCoalesced(query_desc))
             return;
-        // It was not: then it needs a slot after all. Its snapshot stays, the executor has it in hand.
-        if (left_to_worker == CurrentLxid() && NeedsJudgement())
-            Judge(
-                query_desc, [] { return DroppedSnapshot(); }, [](const DroppedSnapshot &) {});
+        TakeSlotAfterAll(query_desc);
     }
     if (previous_executor_run)
         previous_executor_run(WEIR_EXECUTOR_RUN_ARGUMENTS);
@@ -390,6 +389,14 @@ void OnProcessUtility(WEIR_UTILITY_PARAMETERS)
 bool IsClientBackend()
 {
     return MyBackendType == B_BACKEND && !am_walsender && MyProcPort != nullptr;
+}
+
+void TakeSlotAfterAll(const QueryDesc *query_desc)
+{
+    // Its snapshot stays, the executor has it in hand.
+    if (CurrentMode() != Mode::kOff && left_to_worker == CurrentLxid() && NeedsJudgement())
+        Judge(
+            query_desc, [] { return DroppedSnapshot(); }, [](const DroppedSnapshot &) {});
 }
 
 void LendSlot()

@@ -14,6 +14,10 @@
 
 #include "pg/prelude.hpp"
 
+extern "C" {
+#include "executor/execdesc.h"
+}
+
 namespace weir
 {
 
@@ -21,6 +25,10 @@ void InstallTransactionGate();
 
 // The process of a client, not a walsender or worker.
 bool IsClientBackend();
+
+// A statement that was not judged, because it was to be executed by a worker, is executed here after all: it
+// waits for a slot now, with its snapshot.
+void TakeSlotAfterAll(const QueryDesc *query_desc);
 
 // Around a wait for another process: this transaction's slot, if it has one, is lent meanwhile.
 void LendSlot();

@@ -22,6 +22,7 @@ extern "C" {
 #include "common/hashfn.h"
 #include "nodes/execnodes.h"
 #include "nodes/plannodes.h"
+#include "optimizer/optimizer.h"
 #include "tcop/pquery.h"
 #include "tcop/utility.h"
 #include "utils/array.h"
@@ -52,6 +53,7 @@ constexpr int64_t kForgetAtOnce = 2 * kForgetEach;
 Company *present_in = nullptr;
 bool interrupts_held = false;
 int64_t not_before = 0;
+Oid known_function = InvalidOid; // weir.submit(), once this session has called it
 
 SubmitShared &Statistics()
 {
@@ -60,23 +62,24 @@ SubmitShared &Statistics()
 
 // ---- whether a worker may have it -------------------------------------------------------------------
 
-// SELECT weir.submit(...), or SELECT * FROM weir.submit(...): when the function has returned nothing is left
-// that can fail. `call`: the node of the plan that calls; a function among its arguments may call us, too.
-bool IsBareCall(const QueryDesc *query_desc, const Node *call)
+// Of SELECT weir.submit(...), or SELECT * FROM weir.submit(...), the node that is the call: when that has
+// returned nothing is left that can fail. A function among its arguments may call us, too. Null: it is
+// another statement.
+const Node *BareCallOf(const QueryDesc *query_desc)
 {
     const PlannedStmt *statement = query_desc->plannedstmt;
     const Plan *plan = statement->planTree;
     if (statement->commandType != CMD_SELECT || plan == nullptr || statement->subplans != NIL ||
         statement->hasModifyingCTE || plan->lefttree != nullptr || plan->qual != NIL ||
         plan->initPlan != NIL || list_length(plan->targetlist) != 1)
-        return false;
+        return nullptr;
     const Node *target = reinterpret_cast<const Node *>(linitial_node(TargetEntry, plan->targetlist)->expr);
     if (IsA(plan, Result))
-        return reinterpret_cast<const Result *>(plan)->resconstantqual == nullptr && target == call;
+        return reinterpret_cast<const Result *>(plan)->resconstantqual == nullptr ? target : nullptr;
     if (!IsA(plan, FunctionScan) || !IsA(target, Var))
-        return false;
+        return nullptr;
     const List *functions = reinterpret_cast<const FunctionScan *>(plan)->functions;
-    return list_length(functions) == 1 && linitial_node(RangeTblFunction, functions)->funcexpr == call;
+    return list_length(functions) == 1 ? linitial_node(RangeTblFunction, functions)->funcexpr : nullptr;
 }
 
 // Nobody's rights but the session's: no security-definer function, no index expression.
@@ -105,7 +108,7 @@ const QueryDesc *CurrentQuery()
 Decline JudgeCall(const Node *call)
 {
     const QueryDesc *query_desc = CurrentQuery();
-    if (!IsClientBackend() || query_desc == nullptr || call == nullptr || !IsBareCall(query_desc, call) ||
+    if (!IsClientBackend() || query_desc == nullptr || call == nullptr || BareCallOf(query_desc) != call ||
         !HasPlainIdentity())
         return Decline::kNested;
     return JudgeTransaction(query_desc);
@@ -220,6 +223,8 @@ int64 RunHere(const Unit &unit, bool is_bare_call)
 {
     if (unit.key != nullptr)
         PreventCommandIfReadOnly("weir.submit() with a key");
+    if (is_bare_call)
+        TakeSlotAfterAll(CurrentQuery());
     const UnitOutcome outcome = ExecuteUnit(unit, is_bare_call ? UnitPlace::kCall : UnitPlace::kNested);
     if (outcome.replayed)
         Statistics().replayed.fetch_add(1, std::memory_order_relaxed);
@@ -296,6 +301,21 @@ void SubmitShared::ResetStatistics() noexcept
     waits.Reset();
 }
 
+bool MayBeSubmitted(const QueryDesc *query_desc)
+{
+    if (!OidIsValid(known_function))
+        return false;
+    const auto *call = reinterpret_cast<const FuncExpr *>(BareCallOf(query_desc));
+    // What its arguments call is done here.
+    if (call == nullptr || !IsA(call, FuncExpr) || call->funcid != known_function ||
+        contain_volatile_functions(reinterpret_cast<Node *>(call->args)) || !IsClientBackend() ||
+        !HasPlainIdentity() || JudgeTransaction(query_desc) != Decline::kNone ||
+        JudgeSession() != Decline::kNone)
+        return false;
+    // Here already: who waits for a slot is company, too.
+    return Join() >= kCompanyForUnits && FindSubmitLane(GetSessionUserId()) != nullptr;
+}
+
 void InstallSubmit()
 {
     RegisterXactCallback(OnTransactionEnd, nullptr);
@@ -318,5 +338,6 @@ WEIR_SQL_FUNCTION(weir_submit)
         TakeParameters(PG_GETARG_ARRAYTYPE_P(1), &unit);
     if (!PG_ARGISNULL(2))
         TakeKey(text_to_cstring(PG_GETARG_TEXT_PP(2)), &unit);
+    known_function = fcinfo->flinfo->fn_oid;
     PG_RETURN_INT64(Submit(unit, fcinfo->flinfo->fn_expr));
 }

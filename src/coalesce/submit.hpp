@@ -14,6 +14,11 @@
 
 #include "coalesce/coalescing.hpp"
 #include "coalesce/company.hpp"
+#include "pg/prelude.hpp"
+
+extern "C" {
+#include "executor/execdesc.h"
+}
 
 namespace weir
 {
@@ -36,5 +41,9 @@ struct SubmitShared {
 };
 
 void InstallSubmit();
+
+// Before ExecutorStart of a SELECT: whether it is a call that will, as far as can be told, be handed to a
+// worker. Then it needs no slot of the transaction gate. Costs next to nothing where nobody submits.
+bool MayBeSubmitted(const QueryDesc *query_desc);
 
 } // namespace weir
