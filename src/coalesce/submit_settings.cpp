@@ -56,6 +56,14 @@ const char *ValueOf(const config_generic *setting, char *buffer, size_t size)
     return value != nullptr ? value : "";
 }
 
+// A session may have a setting of a library that is not loaded there, without the right to it where it is: it
+// travels with the right that it was set with. Settings from before the session, and from ALTER ROLE and
+// ALTER DATABASE, were somebody's with a superuser's rights.
+char RightOf(const config_generic *setting)
+{
+    return setting->scontext == PGC_USERSET || setting->scontext == PGC_BACKEND ? 'U' : 'S';
+}
+
 // Room is counted on, so that the caller learns what it would need.
 void Append(char *to, size_t room, size_t *at, const char *text)
 {
@@ -65,34 +73,56 @@ void Append(char *to, size_t room, size_t *at, const char *text)
     *at += size;
 }
 
-// The value in a list, or null.
-const char *Find(const char *settings, size_t size, const char *name)
+struct Setting {
+    char right;
+    const char *name;
+    const char *value;
+};
+
+// Steps through a list.
+bool Next(const char **at, const char *end, Setting *setting)
 {
-    for (const char *at = settings; at < settings + size;) {
-        const char *value = at + strlen(at) + 1;
-        if (strcmp(at, name) == 0)
-            return value;
-        at = value + strlen(value) + 1;
-    }
-    return nullptr;
+    if (*at >= end)
+        return false;
+    setting->right = **at;
+    setting->name = *at + 1;
+    setting->value = setting->name + strlen(setting->name) + 1;
+    *at = setting->value + strlen(setting->value) + 1;
+    return true;
 }
 
-void Set(const char *name, const char *value)
+bool Find(const char *settings, size_t size, const char *name, Setting *found)
 {
-    // The session may set it, or could: it has it.
-    set_config_option(name, value, PGC_SUSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, DEBUG3, false);
+    const char *at = settings;
+    while (Next(&at, settings + size, found))
+        if (strcmp(found->name, name) == 0)
+            return true;
+    return false;
 }
 
-// Sets those of `from` that differ in `other`: to their value, or to what they would be by themselves.
-void SetDifferences(const char *from, size_t from_size, const char *other, size_t other_size, bool reset)
+void Set(const char *name, const char *value, GucContext right)
 {
-    for (const char *name = from; name < from + from_size;) {
-        const char *value = name + strlen(name) + 1;
-        const char *there = Find(other, other_size, name);
-        if (reset ? there == nullptr : there == nullptr || strcmp(value, there) != 0)
-            Set(name, reset ? nullptr : value);
-        name = value + strlen(value) + 1;
-    }
+    set_config_option(name, value, right, PGC_S_SESSION, GUC_ACTION_SAVE, true, DEBUG3, false);
+}
+
+// Whatever the other has not: what it would be by itself.
+void ResetOthers(const char *mine, size_t mine_size, const char *settings, size_t size)
+{
+    Setting setting;
+    Setting there;
+    for (const char *at = mine; Next(&at, mine + mine_size, &setting);)
+        if (!Find(settings, size, setting.name, &there))
+            Set(setting.name, nullptr, PGC_SUSET);
+}
+
+void SetDifferent(const char *mine, size_t mine_size, const char *settings, size_t size)
+{
+    Setting setting;
+    Setting here;
+    for (const char *at = settings; Next(&at, settings + size, &setting);)
+        if (!Find(mine, mine_size, setting.name, &here) || strcmp(setting.value, here.value) != 0 ||
+            setting.right != here.right)
+            Set(setting.name, setting.value, setting.right == 'S' ? PGC_SUSET : PGC_USERSET);
 }
 
 bool TakeOverRole(Oid role)
@@ -101,7 +131,7 @@ bool TakeOverRole(Oid role)
         return true;
     const char *name = OidIsValid(role) ? GetUserNameFromId(role, true) : "none";
     if (name != nullptr)
-        Set("role", name);
+        Set("role", name, PGC_USERSET);
     return GetCurrentRoleId() == role;
 }
 
@@ -117,6 +147,9 @@ size_t CollectSettings(char *to, size_t room)
         if (!Matters(all[i]))
             continue;
         const char *value = ValueOf(all[i], buffer, sizeof(buffer));
+        if (size < room)
+            to[size] = RightOf(all[i]);
+        size++;
         Append(to, room, &size, all[i]->name);
         Append(to, room, &size, value);
     }
@@ -130,8 +163,8 @@ bool TakeOverSettings(const char *settings, size_t size, Oid role)
     if (mine_size > sizeof(mine))
         return false;
     if (mine_size != size || memcmp(mine, settings, size) != 0) {
-        SetDifferences(mine, mine_size, settings, size, true);
-        SetDifferences(settings, size, mine, mine_size, false);
+        ResetOthers(mine, mine_size, settings, size);
+        SetDifferent(mine, mine_size, settings, size);
         mine_size = CollectSettings(mine, sizeof(mine));
         if (mine_size != size || memcmp(mine, settings, size) != 0)
             return false;

@@ -13,7 +13,8 @@
 namespace weir
 {
 
-// Writes name, zero byte, value, zero byte and so on. Returns the size; more than `room`: it did not fit.
+// Writes for each a letter (S: set with a superuser's rights; U: it was the session's own to set), its name,
+// a zero byte, its value, a zero byte. Returns the size; more than `room`: it did not fit.
 size_t CollectSettings(char *to, size_t room);
 
 // Makes this process's settings these, and its SET ROLE this (InvalidOid: none), until the GUC nesting level

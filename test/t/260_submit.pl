@@ -250,6 +250,13 @@ $apps[4]->answer;
 like($admin->value('SELECT at FROM t WHERE id = 30'), qr/^app000(?!Asia)/, 'role, prepared statement, cursor, lock and setting do not outlive their batch');
 cmp_ok(figure('units') - $before, '>=', 12, 'all that by a worker');
 
+# A setting of a library that the worker has loaded and the session has not is no way around the right to set it.
+$app = app_of($node, options => '-c app.tenant=');
+$app->query(q{SET plpgsql.variable_conflict = 'use_column'});
+$before = figure(q{given_back_by_reason->>'settings'});
+$app->query(unit(q{INSERT INTO t (id, at) SELECT 31, current_setting('plpgsql.variable_conflict')}));
+is(figure(q{given_back_by_reason->>'settings'}) - $before, 1, 'a setting that the worker may not set');
+
 # What belongs into the session.
 $before = figure('units');
 $app = app_of($node);
