@@ -72,7 +72,8 @@ uint32_t *sessions = nullptr;
 uint32_t next_session = 0; // where the next scan begins
 uint32_t guarded = 0;      // batches still to be run with subtransactions
 int64_t unit_began = 0;
-int64_t forget_at = 0; // when outcomes of keys are to be forgotten again
+int64_t forget_at = 0;      // when outcomes of keys are to be forgotten again
+bool was_superuser = false; // the role, when we connected
 UnitParameter *parameters = nullptr;
 MemoryContext unit_context = nullptr;
 
@@ -275,6 +276,9 @@ void ExecuteBatch(bool guard)
     const int64_t began = GetCurrentTimestamp();
     SetCurrentStatementStartTimestamp();
     StartTransactionCommand();
+    // A session keeps some of what its role was when it connected. Ours must not lend that to younger ones.
+    if (superuser_arg(GetSessionUserId()) != was_superuser)
+        ereport(FATAL, (errmsg("terminating pg_weir submitter: its role has been altered")));
     for (batch.at = 0; batch.at < batch.count; batch.at++) {
         Entry *entry = &batch.entries[batch.at];
         if (entry->give_back != GiveBack::kNone)
@@ -528,9 +532,9 @@ void weir_submitter_main(Datum argument)
         return;
     BackgroundWorkerInitializeConnectionByOid(lane->database.load(), role, 0);
     process_session_preload_libraries(); // as for any session of the role
+    was_superuser = GetSessionUserIsSuperuser();
     Allocate();
     SetOwnSettings();
-    pgstat_report_appname("");
     before_shmem_exit(OnWorkerExit, 0);
     if (!EnterLane())
         return;

@@ -278,9 +278,21 @@ is_error($apps[0], unit('INSERT INTO secret VALUES (2)'), '42501', 'and the unit
 $admin->query('CREATE FUNCTION caller() RETURNS bigint SECURITY DEFINER LANGUAGE sql AS $$SELECT weir.submit(\'INSERT INTO secret VALUES (3)\')$$');
 is($apps[0]->value('SELECT caller()'), 1, 'called in one it is part of it');
 
+# A worker that connected when its role was a superuser does not serve it when it is one no more.
+$admin->query('CREATE ROLE boss LOGIN SUPERUSER');
+my $boss = gather('boss');
+is($boss->value(unit(q{SELECT keep('SET SESSION AUTHORIZATION team'); INSERT INTO t (id, at) SELECT 41, session_user})), 1, 'a superuser may');
+is($admin->value('SELECT at FROM t WHERE id = 41'), 'team', 'become anybody');
+$before = $admin->value(q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'pg_weir submitter' AND usename = 'boss'});
+$admin->query('ALTER ROLE boss NOSUPERUSER; GRANT EXECUTE ON FUNCTION weir.submit TO boss');
+is_error(app_of($node, user => 'boss'), unit(q{SELECT keep('SET SESSION AUTHORIZATION team')}), '42501', 'who is no superuser may not');
+poll_until('its worker is gone', sub { $admin->value("SELECT count(*) FROM pg_stat_activity WHERE pid = $before") == 0 });
+$admin->query(q{ALTER ROLE boss NOLOGIN; SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'boss'});
+@company = grep { $_->{user} ne 'boss' } @company;
+
 # Another role has another worker.
 my $other = gather('other');
-is(workers(), 2, 'a worker for each role');
+is(workers(q{usename IN ('app', 'other')}), 2, 'a worker for each role');
 is_error($other, unit('SELECT count(*) FROM mine.t'), '42501', 'with its own rights');
 $admin->query('CREATE ROLE third LOGIN; GRANT EXECUTE ON FUNCTION weir.submit TO third; GRANT ALL ON t TO third');
 is(app_of($node, user => 'third')->value(unit('INSERT INTO t VALUES (50)')), 1, 'where there is no worker it works as well');
