@@ -26,6 +26,7 @@ namespace
 {
 
 constexpr int kMostKept = 64;
+constexpr unsigned kMostSeen = 256;
 
 struct Statement {
     SPIPlanPtr plan;
@@ -47,6 +48,7 @@ struct PreparedUnit {
 };
 
 PreparedUnit *kept[kMostKept];
+uint32 seen_once[kMostSeen]; // hashes of what came already: only what comes again is kept
 
 // ---- plans that are kept ------------------------------------------------------------------------------
 
@@ -86,6 +88,15 @@ PreparedUnit *FindKept(const Unit &unit, uint64 hash)
         Drop(&at);
     }
     return nullptr;
+}
+
+bool ComesAgain(uint64 hash)
+{
+    uint32 *seen = &seen_once[hash % kMostSeen];
+    const auto rest = static_cast<uint32>(hash >> 32) | 1;
+    const bool again = *seen == rest;
+    *seen = rest;
+    return again;
 }
 
 void Keep(PreparedUnit *unit)
@@ -277,7 +288,7 @@ int64 PrepareAndExecute(const List *raw, const Unit &unit, uint64 hash, bool kee
         rows += Execute(statement, unit);
     }
     CheckParameterCount(*prepared);
-    if (keep && AreAllForWorkers(raw))
+    if (keep && ComesAgain(hash) && AreAllForWorkers(raw))
         Keep(prepared);
     return rows;
 }
