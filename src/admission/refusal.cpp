@@ -29,13 +29,14 @@ void DetailOfLimit(const GateClass &c)
     const uint32_t active = Gate::ClassActive(c);
     const uint32_t limit = gate.shared().limit.load();
     if (c.max_active != 0 && active >= c.max_active)
-        errdetail("Class \"%s\" runs %u transactions and may run %u (its max_active); %u of it wait.", c.name,
-                  active, c.max_active, c.waiting.load());
+        errdetail("Class \"%s\" runs %u of at most %u transactions (its max_active); waiting in it: %u.",
+                  c.name, active, c.max_active, c.waiting.load());
     else
         errdetail(
-            "%u transactions run, the limit is %u (weir.max_active%s); %u wait, %u of them in class \"%s\".",
-            gate.Active(), limit, shared->supervision.adapting ? ", adaptive" : "", gate.Waiting(),
-            c.waiting.load(), c.name);
+            "Transactions that run: %u, the limit is %u (weir.max_active%s); waiting: %u, of them in class "
+            "\"%s\": %u.",
+            gate.Active(), limit, shared->supervision.adapting ? ", adaptive" : "", gate.Waiting(), c.name,
+            c.waiting.load());
 }
 
 constexpr double kLongestRetry = 60;
@@ -63,20 +64,21 @@ void DetailOfStartup(const GateClass &c)
     const double rate = shared->startups.pace.rate;
     if (c.max_active != 0 && active >= c.max_active)
         errdetail(
-            "Class \"%s\" starts %u connections and may start %u at once (its max_startups); %u of it wait.",
+            "Class \"%s\" starts %u of at most %u connections at once (its max_startups); waiting in it: %u.",
             c.name, active, c.max_active, c.waiting.load());
     else if (c.pace.Limits())
-        errdetail("Class \"%s\" has a startup_rate; %u connections of it wait.", c.name, c.waiting.load());
+        errdetail("Class \"%s\" has a startup_rate; waiting in it: %u.", c.name, c.waiting.load());
     else if (shared->startups.paced.load() && rate > 0)
         errdetail(
-            "%.1f connections a second are started (weir.max_startups, adaptive); %u wait, %u of them in "
-            "class \"%s\".",
-            rate, startup_gate.Waiting(), c.waiting.load(), c.name);
+            "%.1f connections a second are started (weir.max_startups, adaptive); waiting: %u, of them in "
+            "class \"%s\": %u.",
+            rate, startup_gate.Waiting(), c.name, c.waiting.load());
     else
-        errdetail("%u connections start, the limit is %u (weir.max_startups%s); %u wait, %u of them in class "
-                  "\"%s\".",
-                  startup_gate.Active(), g.limit.load(), g.pace.Limits() ? "), and weir.startup_rate (" : "",
-                  startup_gate.Waiting(), c.waiting.load(), c.name);
+        errdetail(
+            "Connections that start: %u, the limit is %u (weir.max_startups%s); waiting: %u, of them in "
+            "class \"%s\": %u.",
+            startup_gate.Active(), g.limit.load(), g.pace.Limits() ? "), and weir.startup_rate (" : "",
+            startup_gate.Waiting(), c.name, c.waiting.load());
 }
 
 } // namespace
@@ -103,10 +105,10 @@ void RefuseQueueFull(uint32_t class_id)
     const bool by_class = c.queue_size != 0 && waiting >= c.queue_size;
     ereport(RefusalLevel(),
             (errcode(ERRCODE_TOO_MANY_CONNECTIONS), errmsg("too many transactions wait for a slot"),
-             by_class
-                 ? errdetail("%u of class \"%s\" wait, its queue_size is %u.", waiting, c.name, c.queue_size)
-                 : errdetail("%u wait, weir.queue_size is %u; class \"%s\".", gate.Waiting(),
-                             gate.shared().queue_size.load(), c.name),
+             by_class ? errdetail("Waiting in class \"%s\": %u, its queue_size is %u.", c.name, waiting,
+                                  c.queue_size)
+                      : errdetail("Waiting: %u, weir.queue_size is %u; class \"%s\".", gate.Waiting(),
+                                  gate.shared().queue_size.load(), c.name),
              errhint("Retry in about %.1f s.", RetryDelaySeconds(gate.Waiting()))));
     pg_unreachable();
 }
@@ -125,11 +127,11 @@ void RefuseStartupQueueFull(uint32_t class_id, bool places)
 {
     ereport(FATAL,
             (errcode(shared->startups.sqlstate.load()), errmsg("too many connections wait for their startup"),
-             places
-                 ? errdetail("%u wait, weir.startup_queue_size is %u; class \"%s\".", startup_gate.Waiting(),
-                             startup_gate.shared().queue_size.load(), startup_gate.group(class_id).name)
-                 : errdetail("%u wait, and nearly all of max_connections (%d) is taken.",
-                             startup_gate.Waiting(), MaxConnections),
+             places ? errdetail("Waiting: %u, weir.startup_queue_size is %u; class \"%s\".",
+                                startup_gate.Waiting(), startup_gate.shared().queue_size.load(),
+                                startup_gate.group(class_id).name)
+                    : errdetail("Waiting: %u, and nearly all of max_connections (%d) is taken.",
+                                startup_gate.Waiting(), MaxConnections),
              errhint("Retry in about %.1f s.", StartupRetrySeconds())));
     pg_unreachable();
 }

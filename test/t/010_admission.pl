@@ -296,7 +296,7 @@ $_->send('SELECT 1') foreach @waiters;
 wait_for_waiting($admin, 2);
 my $refused = admission($admin, 'refused');
 my $answer = $session->send('BEGIN')->answer($PgWeir::at_once_s);
-is_refused($answer, qr/^2 wait, weir\.queue_size is 2; class "default"\.$/, 'the queue is full');
+is_refused($answer, qr/^Waiting: 2, weir\.queue_size is 2; class "default"\.$/, 'the queue is full');
 is($answer->{status}, 'I', 'no transaction has begun');
 is(admission($admin, 'refused'), $refused + 1, 'a refusal is counted');
 is(admission($admin, 'waiting'), 2, 'the others wait on');
@@ -312,7 +312,7 @@ $answer = $session->send('SELECT 1')->answer;
 my $took_s = Time::HiRes::time() - $began;
 is_refused(
 	$answer,
-	qr/^1 transactions run, the limit is 1 \(weir\.max_active\); 0 wait, 0 of them in class "default"\.$/,
+	qr/^Transactions that run: 1, the limit is 1 \(weir\.max_active\); waiting: 0, of them in class "default": 0\.$/,
 	'weir.queue_timeout');
 like($answer->{message}, qr/^no transaction slot became free within 0\.[23] s$/, 'it says how long it waited');
 cmp_ok($took_s, '>=', 0.2, 'not before its time');

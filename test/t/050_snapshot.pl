@@ -201,6 +201,6 @@ foreach my $sql ('SELECT max(i) FROM fresh', 'UPDATE one SET i = 1', 'EXECUTE na
 nothing_left($admin, 'in the end');
 
 # Such as "snapshot ... still active", or a leaked reference.
-unlike(slurp_file($node->logfile), qr/ (WARNING|PANIC):/, 'no warning in the log of the server');
+no_warnings($node, 'no warning in the log of the server');
 
 done_testing();

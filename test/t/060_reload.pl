@@ -270,6 +270,6 @@ $apps[0]->query('COMMIT');
 let_in('limit in force again', 1, $apps[1]);
 end_all('in the end', $apps[1]);
 
-unlike(slurp_file($node->logfile), qr/ (WARNING|PANIC):/, 'no warning in the log of the server');
+no_warnings($node, 'no warning in the log of the server');
 
 done_testing();

@@ -113,14 +113,14 @@ sub nobody_starts { return no_startups_left($admin, @_) }
 	my @waiters = connect_waiting(2);
 	my $answer = app_of($node, async => 1)->answer;
 	is($answer->{severity}, 'FATAL', 'queue full: FATAL');
-	is_refused($answer, qr/^2 wait, weir\.startup_queue_size is 2; class "default"\.$/, 'queue full');
+	is_refused($answer, qr/^Waiting: 2, weir\.startup_queue_size is 2; class "default"\.$/, 'queue full');
 	is(startup('refused'), 1, 'counted as refused');
 	reconfigure($admin, 'weir.startup_sqlstate' => '57P03');
 	is(app_of($node, async => 1)->answer->{code}, '57P03', 'weir.startup_sqlstate');
 
 	reconfigure($admin, 'weir.startup_timeout' => '300ms', 'weir.startup_sqlstate' => '53300');
 	my @answers = map { $_->answer } @waiters;
-	is_refused($_, qr/1 connections start, the limit is 1 \(weir\.max_startups\); \d+ wait/, 'a timeout lowered while they wait')
+	is_refused($_, qr/Connections that start: 1, the limit is 1 \(weir\.max_startups\); waiting: \d+/, 'a timeout lowered while they wait')
 	  foreach @answers;
 	is(startup('timed_out'), 2, 'counted as timed_out');
 	$free->();
@@ -290,7 +290,7 @@ sub nobody_starts { return no_startups_left($admin, @_) }
 		last if @waiters > 60;
 	}
 	pop @waiters;
-	is_refused($answer, qr/wait, and nearly all of max_connections \(40\) is taken/, 'no place left');
+	is_refused($answer, qr/^Waiting: \d+, and nearly all of max_connections \(40\) is taken/, 'no place left');
 	cmp_ok(scalar @waiters, '>', 25, scalar(@waiters) . ' of 40 places wait');
 	my $began = Time::HiRes::time();
 	my $boss = app_of($node, user => 'boss');

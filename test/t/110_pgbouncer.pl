@@ -260,7 +260,7 @@ SKIP:
 	my ($holder, $client) = map { $bouncer->client($_) } qw(app1 app2);
 	$holder->query('BEGIN');
 	my $refused = $client->send('BEGIN')->answer;
-	is_refused($refused, qr/^1 transactions run, the limit is 1 \(weir\.max_active\)/, 'refused through PgBouncer');
+	is_refused($refused, qr/^Transactions that run: 1, the limit is 1 \(weir\.max_active\)/, 'refused through PgBouncer');
 	is($refused->{status}, 'I', 'the client stays connected');
 	is(scalar(grep { $_ eq 'app2' } $bouncer->served), 1, 'and so does the connection to the server');
 	reconfigure($admin, 'weir.reject_as' => 'fatal', 'weir.queue_timeout' => '110ms');

@@ -78,7 +78,7 @@ sub try_method
 	reconfigure($admin, 'weir.startup_queue_size' => 1);
 	my $refused = PgWeir::Session->new($node, async => 1, $method->())->answer;
 	is("$refused->{severity} $refused->{closed}", 'FATAL 1', "$name: the second is refused");
-	is_refused($refused, qr/^1 wait, weir\.startup_queue_size is 1; class "default"\.$/, $name);
+	is_refused($refused, qr/^Waiting: 1, weir\.startup_queue_size is 1; class "default"\.$/, $name);
 	reconfigure($admin, 'weir.startup_queue_size' => 0);
 
 	$free->();

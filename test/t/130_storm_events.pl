@@ -178,7 +178,7 @@ sub start_on_standby
 	$free->();
 	no_startups_left($standby_admin, 'after promotion');
 }
-unlike(slurp_file($standby->logfile), qr/ (WARNING|PANIC):|TRAP:/, 'no warning in the log of the standby');
+no_warnings($standby, 'no warning in the log of the standby');
 $standby->stop;
 
 # ---- shutdown

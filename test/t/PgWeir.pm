@@ -16,7 +16,7 @@ use Time::HiRes ();
 our @EXPORT = qw(gated_node admin_of app_of reconfigure admission poll_until wait_for_waiting waits_long_enough
   answers_at_once waits_for_slot is_refused nothing_left startup_value startups_waiting wait_for_startups
   occupy_startup queue_startups no_startups_left
-  skip_without_coalescing opt_in is_coalesced);
+  skip_without_coalescing opt_in is_coalesced no_warnings);
 
 # PostgreSQL::Test::Utils sends what a test dies of to its log file alone.
 $SIG{__DIE__} = sub { diag(Carp::longmess($_[0])) if defined $^S && !$^S };
@@ -83,6 +83,14 @@ sub reconfigure
 				FROM weir.stat_class c, pg_stat_activity s
 				WHERE c.class = 'default' AND s.backend_type = 'pg_weir launcher'") eq 't';
 		});
+	return;
+}
+
+# The server's log holds no line of level WARNING or PANIC, and no failed assertion.
+sub no_warnings
+{
+	my ($node, $name) = @_;
+	is(join("\n", slurp_file($node->logfile) =~ /^.* (?:WARNING|PANIC|TRAP):.*$/mg), '', $name);
 	return;
 }
 
