@@ -32,7 +32,7 @@ class GateProcessTest : public ::testing::Test
   protected:
     void SetUp() override
     {
-        alarm(9); // the end of a test that hangs; the sessions die with us
+        alarm(60); // the end of a test that hangs; the sessions die with us
         sessions_.gate.shared().limit.store(kLimit);
     }
 

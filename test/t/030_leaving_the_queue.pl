@@ -238,7 +238,8 @@ poll_until('the launcher sleeps', sub { $admin->value("SELECT wait_event FROM pg
 my $stopped = $admin->value($launcher);
 my $log = -s $node->logfile;
 kill 'STOP', $stopped;
-@waiters = queue_up(2);
+@waiters = map { app_of($node) } 1 .. 2;
+$_->send('SELECT 1') foreach @waiters;
 is(join(' ', map { my $answer = $_->answer; $answer ? $answer->{code} : 'no answer' } @waiters),
 	' ', 'nobody minds the queue: the limit does not bind');
 is(scalar(() = slurp_file($node->logfile, $log) =~ /LOG:  pg_weir: no launcher minds the queue/g), 1, 'and that is logged once');

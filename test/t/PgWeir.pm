@@ -16,13 +16,13 @@ use Time::HiRes ();
 our @EXPORT = qw(gated_node admin_of app_of reconfigure admission poll_until wait_for_waiting waits_long_enough
   answers_at_once waits_for_slot is_refused nothing_left startup_value startups_waiting wait_for_startups
   occupy_startup queue_startups no_startups_left
-  skip_without_coalescing opt_in is_coalesced no_warnings);
+  skip_without_coalescing opt_in is_coalesced coalesced no_warnings);
 
 # PostgreSQL::Test::Utils sends what a test dies of to its log file alone.
 $SIG{__DIE__} = sub { diag(Carp::longmess($_[0])) if defined $^S && !$^S };
 
 # Seconds after which something that must happen is taken not to happen.
-our $deadline_s = 30;
+our $deadline_s = 60;
 
 # "At once", in seconds: below the longest nap of a waiter that nobody wakes (5 s), far above a slow machine's hiccups.
 our $at_once_s = 2;
@@ -284,9 +284,15 @@ sub is_coalesced
 	my ($admin, $table, $least) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	return if $ENV{WITHOUT_COALESCING};
-	my $seen = $admin->query("SELECT requests, s FROM weir.stat_coalesce AS s WHERE relation = '$table'::regclass")->[0] // [ 0, 'nothing' ];
-	note("$table: $seen->[1]");
-	return cmp_ok($seen->[0], '>=', $least, "$table: coalesced");
+	note("$table: ", $admin->value("SELECT s FROM weir.stat_coalesce AS s WHERE relation = '$table'::regclass") // 'nothing');
+	return cmp_ok(coalesced($admin, $table), '>=', $least, "$table: coalesced");
+}
+
+# Requests of a table that were coalesced.
+sub coalesced
+{
+	my ($admin, $table) = @_;
+	return $admin->value("SELECT coalesce(sum(requests), 0) FROM weir.stat_coalesce WHERE relation = '$table'::regclass");
 }
 
 # A client that speaks the protocol itself: it can send something and look later whether an answer came, costs no
