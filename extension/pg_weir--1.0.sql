@@ -396,6 +396,28 @@ REVOKE ALL ON FUNCTION weir.coalesced_table_changed(), weir.coalesce_table(regcl
 GRANT EXECUTE ON FUNCTION weir.stat_coalesce() TO pg_monitor;
 GRANT SELECT ON weir.coalesced_table, weir.stat_coalesce TO pg_monitor;
 
+CREATE FUNCTION weir.coalesce_memory(
+    OUT bytes bigint,
+    OUT in_use bigint,
+    OUT allocated bigint,
+    OUT refused bigint)
+RETURNS record
+LANGUAGE C VOLATILE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'weir_coalesce_memory';
+
+CREATE VIEW weir.coalesce_memory AS SELECT * FROM weir.coalesce_memory();
+
+COMMENT ON VIEW weir.coalesce_memory IS 'Memory for coalesced statements of more than 8 kB, since the last weir.reset(), of all databases: one row.';
+COMMENT ON COLUMN weir.coalesce_memory.bytes IS 'its size; 0: nobody has needed it yet, or there could be none: see the log';
+COMMENT ON COLUMN weir.coalesce_memory.in_use IS 'statements and returned rows that are in it now';
+COMMENT ON COLUMN weir.coalesce_memory.allocated IS 'statements and returned rows that were put there';
+COMMENT ON COLUMN weir.coalesce_memory.refused IS 'those that found no room, and went the ordinary way';
+COMMENT ON FUNCTION weir.coalesce_memory() IS 'What the view weir.coalesce_memory shows.';
+
+REVOKE ALL ON FUNCTION weir.coalesce_memory() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION weir.coalesce_memory() TO pg_monitor;
+GRANT SELECT ON weir.coalesce_memory TO pg_monitor;
+
 -- ---- units that are submitted ------------------------------------------------------------------------------------
 
 CREATE TABLE weir.submitted_key (

@@ -37,7 +37,8 @@ constexpr DeclineText decline_texts[] = {
     {"generated", "The table has virtual generated columns, or one whose expression is not immutable."},
     {"row security", "The table has row-level security."},
     {"column", "It changes a column that is part of a unique index or a foreign key."},
-    {"too large", "It does not fit into a request of about 8 kB."},
+    {"too large",
+     "It is larger than a request may be, or the memory for large requests is full or not there yet."},
     {"temporary tables", "Its session has used temporary tables, which a worker would not see."},
     {"given back",
      "A worker has just given back a unit of the session, for what the next one would have, too."}};

@@ -94,10 +94,20 @@ struct TableStatistics {
     void Reset() noexcept;
 };
 
+// Memory for large requests: see large_payload.hpp.
+struct LargeMemory {
+    std::atomic<uint32_t> state;  // LargeMemoryState
+    std::atomic<uint32_t> handle; // of the dynamic segment
+    std::atomic<uint32_t> chunks; // allocated now
+    std::atomic<uint64_t> allocated;
+    std::atomic<uint64_t> refused; // found no room
+};
+
 struct CoalesceShared {
     std::atomic<uint32_t> wanted; // some lane is kWanted: the launcher is to look
     std::atomic<uint64_t> starts_failed;
     std::atomic<uint32_t> starts_failing; // logged; cleared by the next success
+    LargeMemory large;
     Lane lanes[kLanes];
     TableStatistics tables[kCoalescedTables]; // the last one counts whatever found no entry
 };

@@ -3,6 +3,9 @@
 #include "pg/compat.hpp"
 
 extern "C" {
+#include "access/detoast.h"
+#include "access/heaptoast.h"
+#include "access/toast_internals.h"
 #include "access/transam.h"
 #include "access/xact.h"
 #include "catalog/pg_proc_d.h"
@@ -20,6 +23,9 @@ namespace weir
 
 namespace
 {
+
+// A statement with more is a batch by itself.
+constexpr uint32_t kMostRows = 256;
 
 // What the expressions of an INSERT may do besides computing a value.
 struct Effects {
@@ -80,7 +86,7 @@ ResultRelInfo *TargetOf(const QueryDesc *query_desc)
 
 struct RowsBack {
     ExecProcNodeMtd original;
-    TupleTableSlot *held; // of the plan below: the last row that was pulled, not packed
+    TupleTableSlot *held; // of the plan below: the last row that was pulled
     TupleTableSlot *slot;
     MinimalTuple *packed;
     uint32_t packed_count;
@@ -88,8 +94,15 @@ struct RowsBack {
 };
 
 struct Pulled {
-    TupleTableSlot *held;
-    uint32_t packed; // rows that are in the payload, before `held`
+    TupleTableSlot *held; // the last one
+    uint32_t rows;
+    uint32_t packed;
+
+    // Where they are: in the payload, or in memory of the statement's when they do not fit there.
+    char *body;
+    size_t size;
+    size_t room;
+    bool grown; // it is the latter
 };
 
 Pulled pulled;
@@ -126,18 +139,65 @@ TupleTableSlot *FinishRow(EState *estate, ResultRelInfo *target, TupleTableSlot 
     return row;
 }
 
-bool PackRow(TupleTableSlot *row, RequestSlot *slot)
+// A large value as it travels: in one piece, and compressed, as storing it would do it. So the worker need
+// not, and default_toast_compression is the session's.
+Datum ShrinkValue(Datum value, Form_pg_attribute column)
 {
-    const MinimalTuple tuple = ExecCopySlotMinimalTuple(row);
+    auto *varlena = reinterpret_cast<struct varlena *>(DatumGetPointer(value));
+    if (VARATT_IS_EXTERNAL(varlena))
+        varlena = detoast_external_attr(varlena);
+    value = PointerGetDatum(varlena);
+    if (VARATT_IS_COMPRESSED(varlena) || VARSIZE_ANY(varlena) <= TOAST_TUPLE_TARGET ||
+        column->attstorage != TYPSTORAGE_EXTENDED)
+        return value;
+    const Datum compressed = toast_compress_datum(value, column->attcompression);
+    return DatumGetPointer(compressed) != nullptr ? compressed : value;
+}
+
+// `descriptor`: the table's. The row's own may be the plan's, which knows nothing of how columns are stored.
+MinimalTuple ShrinkRow(TupleTableSlot *row, TupleDesc descriptor)
+{
+    const auto columns = static_cast<size_t>(descriptor->natts);
+    auto *values = static_cast<Datum *>(palloc(columns * sizeof(Datum)));
+    slot_getallattrs(row);
+    memcpy(values, row->tts_values, columns * sizeof(Datum));
+    for (int i = 0; i < descriptor->natts; i++)
+        if (!row->tts_isnull[i] && TupleDescAttr(descriptor, i)->attlen == -1)
+            values[i] = ShrinkValue(values[i], TupleDescAttr(descriptor, i));
+    return FormMinimalTuple(descriptor, values, row->tts_isnull);
+}
+
+// Room for so much more. False: it would be more than a request can have.
+bool Reserve(size_t size)
+{
+    if (size <= pulled.room - pulled.size)
+        return true;
+    const size_t needed = pulled.size + size;
+    if (needed > LargestPayload())
+        return false;
+    pulled.room = Min(Max(needed, 2 * pulled.room), LargestPayload());
+    auto *body = static_cast<char *>(palloc(pulled.room));
+    memcpy(body, pulled.body, pulled.size);
+    pulled.body = body;
+    pulled.grown = true;
+    return true;
+}
+
+bool PackRow(TupleTableSlot *row, TupleDesc descriptor)
+{
+    MinimalTuple tuple = ExecCopySlotMinimalTuple(row);
+    if (tuple->t_len > TOAST_TUPLE_TARGET || (tuple->t_infomask & HEAP_HASEXTERNAL) != 0) {
+        heap_free_minimal_tuple(tuple);
+        tuple = ShrinkRow(row, descriptor);
+    }
     const RowHeader header = {};
     const size_t size = sizeof(header) + MAXALIGN(tuple->t_len);
-    const bool fits =
-        (tuple->t_infomask & HEAP_HASEXTERNAL) == 0 && size <= RequestSlot::kPayloadSize - slot->bytes;
+    const bool fits = Reserve(size);
     if (fits) {
-        memcpy(slot->payload + slot->bytes, &header, sizeof(header));
-        memcpy(slot->payload + slot->bytes + sizeof(header), tuple, tuple->t_len);
-        slot->bytes += static_cast<uint32_t>(size);
-        slot->rows++;
+        memcpy(pulled.body + pulled.size, &header, sizeof(header));
+        memcpy(pulled.body + pulled.size + sizeof(header), tuple, tuple->t_len);
+        pulled.size += size;
+        pulled.packed++;
     }
     heap_free_minimal_tuple(tuple);
     return fits;
@@ -161,8 +221,10 @@ Decline JudgeInsert(const QueryDesc *query_desc)
         if (outerPlan(below) != nullptr || reinterpret_cast<Result *>(below)->resconstantqual != nullptr)
             return Decline::kStatement;
     } else if (IsA(below, ValuesScan)) {
-        if (below->qual != NIL || RowCount(below) > UINT16_MAX)
+        if (below->qual != NIL)
             return Decline::kStatement;
+        if (RowCount(below) > kMostRows)
+            return Decline::kTooLarge;
         WalkEffects(reinterpret_cast<Node *>(reinterpret_cast<ValuesScan *>(below)->values_lists), &effects);
     } else
         return Decline::kStatement;
@@ -194,17 +256,24 @@ Decline PullRows(QueryDesc *query_desc, RequestSlot *slot)
     ResultRelInfo *target = TargetOf(query_desc);
     const uint32_t count = RowCount(below->plan);
     slot->kind = RequestKind::kInsert;
-    slot->key_offset = slot->key_size = slot->bytes = 0;
-    slot->rows = 0;
+    slot->key_offset = slot->key_size = 0;
     slot->returns = false;
     NoteConflicts(query_desc, slot);
-    pulled = {};
+    pulled = {nullptr, 0, 0, slot->payload, 0, RequestSlot::kPayloadSize, false};
     for (uint32_t i = 0; i < count; i++) {
         ResetPerTupleExprContext(estate);
-        pulled.packed = slot->rows;
         pulled.held = ExecProcNode(below);
-        if (!PackRow(FinishRow(estate, target, pulled.held), slot))
+        pulled.rows++;
+        if (!PackRow(FinishRow(estate, target, pulled.held), RelationGetDescr(target->ri_RelationDesc)))
             return Decline::kTooLarge;
+    }
+    slot->rows = static_cast<uint16_t>(pulled.packed);
+    slot->bytes = static_cast<uint32_t>(pulled.size);
+    if (pulled.grown) {
+        char *large = AllocateLargePayload(slot, pulled.size);
+        if (large == nullptr)
+            return Decline::kTooLarge;
+        memcpy(large, pulled.body, pulled.size);
     }
     // The transaction has written, as far as one can know.
     if (TransactionIdIsValid(GetTopTransactionIdIfAny()) && (effects.foreign || !effects.sequence))
@@ -212,18 +281,17 @@ Decline PullRows(QueryDesc *query_desc, RequestSlot *slot)
     return Decline::kNone;
 }
 
-void PulledRowsBack(QueryDesc *query_desc, const RequestSlot &slot)
+void PulledRowsBack(QueryDesc *query_desc)
 {
     PlanState *below = outerPlanState(query_desc->planstate);
     auto *back = static_cast<RowsBack *>(palloc0(sizeof(RowsBack)));
     back->original = below->ExecProcNode;
     back->held = pulled.held;
     back->slot = ExecInitExtraTupleSlot(query_desc->estate, ExecGetResultType(below), &TTSOpsMinimalTuple);
-    back->packed = static_cast<MinimalTuple *>(palloc(sizeof(MinimalTuple) * (slot.rows + 1u)));
+    back->packed = static_cast<MinimalTuple *>(palloc(sizeof(MinimalTuple) * (pulled.packed + 1u)));
     // The last row that was pulled is still in the plan's own slot.
-    ForEachRow(slot, [back](RowHeader *, MinimalTuple tuple) {
-        if (back->packed_count < pulled.packed)
-            back->packed[back->packed_count++] = CopyMinimalTuple(tuple);
+    ForEachRow(pulled.body, pulled.rows - 1, [back](RowHeader *, MinimalTuple tuple) {
+        back->packed[back->packed_count++] = pulled.grown ? tuple : CopyMinimalTuple(tuple);
     });
     rows_back = back;
     below->ExecProcNode = NextRow;
@@ -242,6 +310,19 @@ bool ReturnsColumnsOnly(const QueryDesc *query_desc)
             return false;
     }
     return true;
+}
+
+uint64_t ReturnedColumns(const QueryDesc *query_desc)
+{
+    const auto *modify = reinterpret_cast<const ModifyTable *>(query_desc->plannedstmt->planTree);
+    uint64_t columns = 0;
+    ListCell *cell;
+    foreach (cell, modify->returningLists == NIL
+                       ? NIL
+                       : static_cast<const List *>(linitial(modify->returningLists)))
+        columns |= RequestSlot::ColumnBit(
+            reinterpret_cast<const Var *>(lfirst_node(TargetEntry, cell)->expr)->varattno);
+    return columns;
 }
 
 void SendReturning(QueryDesc *query_desc, const RequestSlot &slot)
@@ -267,7 +348,7 @@ void SendReturning(QueryDesc *query_desc, const RequestSlot &slot)
                 send(tuple);
         });
     else if (slot.affected > 0)
-        send(reinterpret_cast<MinimalTuple>(const_cast<char *>(slot.payload) + slot.returned_offset));
+        send(reinterpret_cast<MinimalTuple>(ReturnedRowOf(slot)));
     receiver->rShutdown(receiver);
 }
 

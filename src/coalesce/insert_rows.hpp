@@ -4,9 +4,11 @@
 // would be anyway; packed for a worker as finished tuples; and fed back into ModifyTable if the worker did
 // not execute them.
 //
-// Payload of a request: for each row a RowHeader and a MinimalTuple, both at multiples of 8.
+// Payload of a request, or in memory for large ones: for each row a RowHeader and a MinimalTuple, both at
+// multiples of 8.
 
 #include "coalesce/coalescing.hpp"
+#include "coalesce/large_payload.hpp"
 #include "pg/prelude.hpp"
 
 extern "C" {
@@ -25,7 +27,10 @@ Decline JudgeInsert(const QueryDesc *query_desc);
 Decline PullRows(QueryDesc *query_desc, RequestSlot *slot);
 
 // ModifyTable will get the rows that were pulled, and then those that were not.
-void PulledRowsBack(QueryDesc *query_desc, const RequestSlot &slot);
+void PulledRowsBack(QueryDesc *query_desc);
+
+// The columns that RETURNING asks for, if it can be served: see RequestSlot.
+uint64_t ReturnedColumns(const QueryDesc *query_desc);
 
 // Whether RETURNING can be served from the finished row: only columns. An expression that fails would fail
 // after the commit.
@@ -38,16 +43,20 @@ struct alignas(MAXIMUM_ALIGNOF) RowHeader {
     uint32_t skipped; // by the worker: not inserted, ON CONFLICT DO NOTHING
 };
 
-// Calls `f(header, tuple)` for each of a request's rows.
-template <typename F> void ForEachRow(const RequestSlot &slot, F f)
+// Calls `f(header, tuple)` for each row from there on.
+template <typename F> void ForEachRow(char *at, uint32_t rows, F f)
 {
-    char *at = const_cast<char *>(slot.payload);
-    for (uint32_t i = 0; i < slot.rows; i++) {
+    for (uint32_t i = 0; i < rows; i++) {
         auto *header = reinterpret_cast<RowHeader *>(at);
         auto *tuple = reinterpret_cast<MinimalTuple>(at + sizeof(RowHeader));
         at += sizeof(RowHeader) + MAXALIGN(tuple->t_len);
         f(header, tuple);
     }
+}
+
+template <typename F> void ForEachRow(const RequestSlot &slot, F f)
+{
+    ForEachRow(BodyOf(slot), slot.rows, f);
 }
 
 } // namespace weir

@@ -3,6 +3,7 @@
 #include "admission/transaction_gate.hpp"
 #include "coalesce/insert_rows.hpp"
 #include "coalesce/lanes.hpp"
+#include "coalesce/large_payload.hpp"
 #include "coalesce/opt_in.hpp"
 #include "coalesce/shape.hpp"
 #include "pg/compat.hpp"
@@ -54,7 +55,10 @@ Lane *present_in = nullptr;
 
 void OnTransactionEnd(XactEvent event, void *)
 {
-    if (present_in == nullptr || (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT))
+    if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT)
+        return;
+    FreeOwnLargePayloads();
+    if (present_in == nullptr)
         return;
     present_in->present.fetch_sub(1, std::memory_order_relaxed);
     present_in = nullptr;
@@ -202,6 +206,8 @@ Verdict Await(RequestSlot *slot, Lane *lane, uint32_t epoch, int64_t began)
             break;
         if (!MayWait(slot, lane, epoch, began)) {
             abandoned = slot->Abandon();
+            if (abandoned)
+                DisownLargePayloads();
             break;
         }
         // With a signal pending the sleep would return at once, again and again.
@@ -226,8 +232,10 @@ Verdict HandOver(RequestSlot *slot, Lane *lane, Histogram *waits)
     LendSlot();
     const Verdict verdict = Await(slot, lane, epoch, began);
     TakeSlotBack();
-    if (RequestSlot::StateOf(slot->Load()) == RequestState::kDone)
+    if (RequestSlot::StateOf(slot->Load()) == RequestState::kDone) {
+        OwnLargePayloads(slot);
         slot->Collect();
+    }
     RESUME_INTERRUPTS();
     waits->Record(GetCurrentTimestamp() - began);
     return verdict;
@@ -262,6 +270,7 @@ namespace
 Verdict Submit(RequestSlot *slot, Lane *lane, const TableFacts &facts)
 {
     slot->relation = facts.relation;
+    slot->returned_large = 0;
     slot->statistics = static_cast<uint32_t>(facts.statistics - shared->coalescing.tables);
     TableStatistics &statistics = *facts.statistics;
     const Verdict verdict = HandOver(slot, lane, &statistics.waits);
@@ -298,6 +307,7 @@ bool IsCompany(uint32_t clients, bool inserts)
 
 Decline Pack(QueryDesc *query_desc, Relation relation, const TableFacts &facts, RequestSlot *slot)
 {
+    slot->large = 0;
     if (query_desc->operation != CMD_INSERT)
         return PackUpdateOrDelete(query_desc, relation, facts, slot);
     return PullRows(query_desc, slot);
@@ -342,7 +352,7 @@ bool Coalesce(QueryDesc *query_desc, Relation relation, const TableFacts &facts)
     } else
         Declined(facts, relation, why);
     if (inserts)
-        PulledRowsBack(query_desc, *slot);
+        PulledRowsBack(query_desc);
     return false;
 }
 

@@ -58,14 +58,24 @@ bool RequestSlot::Take(uint32_t batch) noexcept
 
 void RequestSlot::Finish(Verdict how, GiveBack why, uint32_t rows_affected) noexcept
 {
+    if (!TryFinish(how, why, rows_affected))
+        Drop();
+}
+
+bool RequestSlot::TryFinish(Verdict how, GiveBack why, uint32_t rows_affected) noexcept
+{
     verdict = how;
     give_back = why;
     affected = rows_affected;
     uint64_t now = word.load(std::memory_order_acquire);
-    if (StateOf(now) == RequestState::kTaken &&
-        word.compare_exchange_strong(now, WithState(now, RequestState::kDone, BatchOf(now)),
-                                     std::memory_order_seq_cst))
-        return;
+    return StateOf(now) == RequestState::kTaken &&
+           word.compare_exchange_strong(now, WithState(now, RequestState::kDone, BatchOf(now)),
+                                        std::memory_order_seq_cst);
+}
+
+void RequestSlot::Drop() noexcept
+{
+    const uint64_t now = word.load(std::memory_order_acquire);
     word.store(WithState(now, RequestState::kIdle, 0), std::memory_order_release);
 }
 

@@ -93,15 +93,19 @@ struct alignas(128) RequestSlot {
     uint32_t values_count;
     uint32_t bytes; // of the payload
     uint64_t shape_hash;
+    uint64_t large;            // where rows or values are, if not in the payload: see large_payload.hpp
+    uint64_t returned_columns; // bit 0: column 1; bit 63: column 64 or any after it
 
     // Written by the worker while kTaken, read by the client when kDone.
     uint32_t affected;
     Verdict verdict;
     GiveBack give_back;
     uint32_t returned_offset; // in the payload, of the row that the request made or deleted
+    uint64_t returned_large;  // or where it is, if it did not fit; then freed by the client
 
     alignas(64) char payload[kPayloadSize];
 
+    static uint64_t ColumnBit(int column) noexcept { return uint64_t{1} << (column < 64 ? column - 1 : 63); }
     static RequestState StateOf(uint64_t word) noexcept { return static_cast<RequestState>(word & 0xff); }
     static uint32_t BatchOf(uint64_t word) noexcept { return static_cast<uint32_t>(word >> 8) & 0xff; }
     uint64_t Load() const noexcept { return word.load(std::memory_order_seq_cst); }
@@ -118,6 +122,10 @@ struct alignas(128) RequestSlot {
     // The worker. False: the client withdrew it, or never published.
     bool Take(uint32_t batch) noexcept;
     void Finish(Verdict verdict, GiveBack give_back, uint32_t affected) noexcept;
+    // The same in two steps, if something is to be done before a slot is idle that nobody collects. False: it
+    // is abandoned, and Drop() is to follow.
+    bool TryFinish(Verdict verdict, GiveBack give_back, uint32_t affected) noexcept;
+    void Drop() noexcept;
 };
 
 static_assert(sizeof(RequestSlot) == RequestSlot::kSize);

@@ -1,11 +1,13 @@
 #include "coalesce/row_writer.hpp"
 
 #include "coalesce/insert_rows.hpp"
+#include "coalesce/large_payload.hpp"
 #include "coalesce/shape.hpp"
 #include "pg/compat.hpp"
 #include "pg/settings.hpp"
 
 extern "C" {
+#include "access/detoast.h"
 #include "access/table.h"
 #include "access/xact.h"
 #include "catalog/index.h"
@@ -380,17 +382,38 @@ bool SetColumns(TableWriter *w, const CompiledShape &shape, ExprContext *context
     return holds;
 }
 
-// Hands the row as it is now to the request's client, behind what came in the payload.
+// A value as RETURNING hands it over. What is stored out of line may go before the client has read it; and
+// what the client does not ask for need not travel.
+Datum ValueToReturn(Datum value, bool is_asked_for)
+{
+    constexpr size_t kSmall = 256;
+    auto *varlena = reinterpret_cast<struct varlena *>(DatumGetPointer(value));
+    if (!is_asked_for && (VARATT_IS_EXTERNAL(varlena) || VARSIZE_ANY(varlena) > kSmall)) {
+        varlena = static_cast<struct varlena *>(palloc(VARHDRSZ));
+        SET_VARSIZE(varlena, VARHDRSZ);
+    } else if (VARATT_IS_EXTERNAL(varlena))
+        varlena = detoast_external_attr(varlena);
+    return PointerGetDatum(varlena);
+}
+
+// Hands the row as it is now to the request's client: behind what came in the payload, if it fits there.
 void ReturnImage(TableWriter *w, RequestSlot *slot)
 {
-    const MinimalTuple tuple =
-        FormMinimalTuple(RelationGetDescr(w->relation), w->image->tts_values, w->image->tts_isnull);
-    const size_t offset = MAXALIGN(slot->bytes);
-    // What is stored out of line may go before the client has read it.
-    if ((tuple->t_infomask & HEAP_HASEXTERNAL) != 0 || offset + tuple->t_len > RequestSlot::kPayloadSize)
-        ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-                        errmsg("pg_weir: the row that RETURNING asks for does not fit")));
-    memcpy(slot->payload + offset, tuple, tuple->t_len);
+    const TupleDesc descriptor = RelationGetDescr(w->relation);
+    const auto columns = static_cast<size_t>(descriptor->natts);
+    auto *values = static_cast<Datum *>(palloc(columns * sizeof(Datum)));
+    memcpy(values, w->image->tts_values, columns * sizeof(Datum));
+    for (int i = 0; i < descriptor->natts; i++)
+        if (!w->image->tts_isnull[i] && TupleDescAttr(descriptor, i)->attlen == -1)
+            values[i] =
+                ValueToReturn(values[i], (slot->returned_columns & RequestSlot::ColumnBit(i + 1)) != 0);
+    const MinimalTuple tuple = FormMinimalTuple(descriptor, values, w->image->tts_isnull);
+    const size_t offset = MAXALIGN(slot->large != 0 ? slot->key_size + slot->shape_size : slot->bytes);
+    char *to = offset + tuple->t_len <= RequestSlot::kPayloadSize ? slot->payload + offset
+                                                                  : AllocateReturnedRow(slot, tuple->t_len);
+    if (to == slot->payload + offset)
+        FreeReturnedRow(slot);
+    memcpy(to, tuple, tuple->t_len);
     slot->returned_offset = static_cast<uint32_t>(offset);
 }
 

@@ -1,5 +1,7 @@
 #include "coalesce/shape.hpp"
 
+#include "coalesce/insert_rows.hpp"
+#include "coalesce/large_payload.hpp"
 #include "pg/compat.hpp"
 
 extern "C" {
@@ -358,8 +360,6 @@ struct Packer {
         int16 length;
         bool by_value;
         get_typlenbyval(type, &length, &by_value);
-        if (!is_null && length == -1 && VARATT_IS_EXTERNAL(DatumGetPointer(value)))
-            value = PointerGetDatum(detoast_attr(reinterpret_cast<varlena *>(DatumGetPointer(value))));
         if (datumEstimateSpace(value, is_null, by_value, length) > Left())
             return false;
         datumSerialize(value, is_null, by_value, length, &at);
@@ -367,8 +367,46 @@ struct Packer {
     }
 };
 
-bool Pack(const KnownShape &shape, const Values &values, RequestSlot *slot)
+// In one piece each: what it points to may not be there for the worker. Returns the room that they need.
+size_t Flatten(Values *values)
 {
+    size_t size = 0;
+    for (uint32_t i = 0; i < values->count; i++) {
+        int16 length;
+        bool by_value;
+        get_typlenbyval(values->types[i], &length, &by_value);
+        Datum *value = &values->values[i];
+        if (!values->nulls[i] && length == -1 && VARATT_IS_EXTERNAL(DatumGetPointer(*value)))
+            *value = PointerGetDatum(detoast_attr(reinterpret_cast<varlena *>(DatumGetPointer(*value))));
+        size += sizeof(Oid) + datumEstimateSpace(*value, values->nulls[i], by_value, length);
+    }
+    return size;
+}
+
+// Into the payload if there is room, else into memory for large ones.
+bool PackValues(Packer packer, const Values &values, size_t size, RequestSlot *slot)
+{
+    slot->values_count = values.count;
+    slot->values_offset = static_cast<uint32_t>(packer.at - slot->payload);
+    slot->bytes = static_cast<uint32_t>(slot->values_offset + size);
+    if (size > packer.Left()) {
+        char *large = AllocateLargePayload(slot, size);
+        if (large == nullptr)
+            return false;
+        packer = {large, large + size};
+        slot->values_offset = 0;
+    }
+    bool fits = true;
+    for (uint32_t i = 0; i < values.count && fits; i++)
+        fits = packer.Put(&values.types[i], sizeof(Oid)) &&
+               packer.PutDatum(values.types[i], values.values[i], values.nulls[i]);
+    return fits;
+}
+
+bool Pack(const KnownShape &shape, Values *all, RequestSlot *slot)
+{
+    const size_t size = Flatten(all);
+    const Values &values = *all;
     Packer packer = {slot->payload, slot->payload + RequestSlot::kPayloadSize};
     slot->key_offset = 0;
     bool fits = packer.Put(&shape.key, sizeof(KeyHeader));
@@ -381,13 +419,7 @@ bool Pack(const KnownShape &shape, const Values &values, RequestSlot *slot)
     fits = fits && packer.Put(shape.text, shape.text_size);
     slot->shape_size = shape.text_size;
     slot->shape_hash = shape.hash;
-    slot->values_offset = static_cast<uint32_t>(packer.at - slot->payload);
-    for (uint32_t i = 0; i < values.count && fits; i++)
-        fits = packer.Put(&values.types[i], sizeof(Oid)) &&
-               packer.PutDatum(values.types[i], values.values[i], values.nulls[i]);
-    slot->values_count = values.count;
-    slot->bytes = static_cast<uint32_t>(packer.at - slot->payload);
-    return fits;
+    return fits && PackValues(packer, values, size, slot);
 }
 
 // The SET list without the row's identity.
@@ -437,7 +469,8 @@ Decline PackUpdateOrDelete(QueryDesc *query_desc, Relation relation, const Table
     slot->kind = kind;
     slot->rows = 1;
     slot->returns = modify->returningLists != NIL;
-    return Pack(shape, values, slot) ? Decline::kNone : Decline::kTooLarge;
+    slot->returned_columns = ReturnedColumns(query_desc);
+    return Pack(shape, &values, slot) ? Decline::kNone : Decline::kTooLarge;
 }
 
 Shape ReadShape(const RequestSlot &slot)
@@ -450,7 +483,7 @@ Shape ReadShape(const RequestSlot &slot)
 // datumRestore() only reads, and asks for a char ** nevertheless.
 ParamListInfo ReadValues(const RequestSlot &slot)
 {
-    char *at = const_cast<char *>(slot.payload) + slot.values_offset;
+    char *at = BodyOf(slot) + slot.values_offset;
     ParamListInfo values = makeParamList(static_cast<int>(slot.values_count));
     for (uint32_t i = 0; i < slot.values_count; i++) {
         ParamExternData *value = &values->params[i];

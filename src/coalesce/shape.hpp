@@ -8,7 +8,7 @@
 // computed in the client's own backend. Functions that somebody created stay at home even if they are
 // immutable: a worker runs with the table owner's rights.
 //
-// Payload of a request: [key][shape][values].
+// Payload of a request: [key][shape][values]; values that do not fit are in memory for large ones.
 //   key     KeyHeader, its KeyColumns, and for each a serialized value. Equal bytes: the same row.
 //   shape   the text of a node tree: (SET expressions, their columns, conditions)
 //   values  for each parameter of the shape: type, serialized value

@@ -1,6 +1,7 @@
 #include "coalesce/worker.hpp"
 
 #include "coalesce/lanes.hpp"
+#include "coalesce/large_payload.hpp"
 #include "coalesce/row_writer.hpp"
 #include "pg/compat.hpp"
 #include "pg/shared.hpp"
@@ -105,7 +106,13 @@ void EndBatch(Verdict verdict)
         if (!left_out && verdict != Verdict::kNotExecuted)
             Count(entry, of_table);
         sessions[count++] = entry.session;
-        entry.slot->Finish(left_out ? Verdict::kNotExecuted : verdict, entry.give_back, entry.affected);
+        const Verdict how = left_out ? Verdict::kNotExecuted : verdict;
+        if (how == Verdict::kNotExecuted)
+            FreeReturnedRow(entry.slot);
+        if (!entry.slot->TryFinish(how, entry.give_back, entry.affected)) {
+            FreeLargePayloads(entry.slot);
+            entry.slot->Drop();
+        }
     }
     CountBatch(of_table);
     WakeTogether(lane->wake.End(batch.number), sessions, count);
@@ -383,6 +390,7 @@ void Serve()
             ProcessConfigFile(PGC_SIGHUP);
             SetLockTimeout();
         }
+        MakeLargeMemory();
         if (!Collect()) {
             if (GetCurrentTimestamp() - idle_since > kIdleUs)
                 return;

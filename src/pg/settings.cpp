@@ -243,6 +243,17 @@ void DefineCoalescing()
                             nullptr, nullptr, nullptr);
 }
 
+// The largest request is a quarter.
+void DefineLargeRequests()
+{
+    DefineCustomIntVariable("weir.coalesce_memory",
+                            "Memory for coalesced statements that are larger than 8 kB, for all sessions.",
+                            "Taken when it is first needed. A statement may use a quarter of it; what does "
+                            "not fit is not coalesced. 0: none.",
+                            &settings.coalesce_memory_kb, 16 * 1024, 0, 1024 * 1024, PGC_POSTMASTER,
+                            GUC_UNIT_KB, nullptr, nullptr, nullptr);
+}
+
 void DefineSubmitting()
 {
     DefineCustomIntVariable(
@@ -281,6 +292,7 @@ void DefineSettings()
     DefineStartups();
     DefineClasses();
     DefineCoalescing();
+    DefineLargeRequests();
     DefineSubmitting();
     MarkGUCPrefixReserved("weir");
 }

@@ -55,6 +55,7 @@ struct Settings {
     int coalesce_max_batch;
     int coalesce_max_delay_ms;
     int coalesce_lock_timeout_ms;
+    int coalesce_memory_kb;
     int submit_workers;
     int submit_key_retention_s;
     char *classes;

@@ -1,6 +1,7 @@
-// The SQL function behind weir.stat_coalesce.
+// The SQL functions behind the views of coalescing.
 
 #include "coalesce/coalescing.hpp"
+#include "coalesce/large_payload.hpp"
 #include "stats/rows.hpp"
 
 extern "C" {
@@ -84,6 +85,19 @@ WEIR_SQL_FUNCTION(weir_stat_coalesce)
         if (table.database.load() == MyDatabaseId)
             AddTable(result, table);
     return 0;
+}
+
+WEIR_SQL_FUNCTION(weir_coalesce_memory)
+{
+    RequireShared();
+    const LargeMemory &memory = shared->coalescing.large;
+    const bool is_there = memory.state.load() == static_cast<uint32_t>(LargeMemoryState::kThere);
+    Row row;
+    row.PutCount(is_there ? static_cast<uint64_t>(settings.coalesce_memory_kb) * 1024 : 0);
+    row.PutCount(memory.chunks.load(std::memory_order_relaxed));
+    row.PutCount(memory.allocated.load(std::memory_order_relaxed));
+    row.PutCount(memory.refused.load(std::memory_order_relaxed));
+    return ReturnRow(fcinfo, &row);
 }
 
 WEIR_SQL_FUNCTION(weir_stat_submit)

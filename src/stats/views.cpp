@@ -244,6 +244,8 @@ WEIR_SQL_FUNCTION(weir_reset)
     shared->startups.held.store(0);
     for (TableStatistics &table : shared->coalescing.tables)
         table.Reset();
+    shared->coalescing.large.allocated.store(0);
+    shared->coalescing.large.refused.store(0);
     shared->submits.ResetStatistics();
     shared->statistics_since.store(GetCurrentTimestamp());
     PG_RETURN_VOID();

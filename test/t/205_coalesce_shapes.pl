@@ -24,7 +24,9 @@ foreach my $side (@sides)
 	  q{CREATE TABLE generated (k int PRIMARY KEY, a int, name text, b int NOT NULL GENERATED ALWAYS AS (a * 2) STORED CHECK (b < 1000),
 		code text UNIQUE GENERATED ALWAYS AS (lower(name)) STORED)},
 	  'CREATE INDEX ON generated (b)',
-	  q{CREATE TABLE conflicts (k int PRIMARY KEY, u int UNIQUE, what text DEFAULT 'some')};
+	  q{CREATE TABLE conflicts (k int PRIMARY KEY, u int UNIQUE, what text DEFAULT 'some')},
+	  q{CREATE TABLE large (k int PRIMARY KEY, n int DEFAULT 0 CHECK (n < 100), body text, external text, tags text[], note text DEFAULT 'note')},
+	  'ALTER TABLE large ALTER external SET STORAGE EXTERNAL';
 }
 $admin->query($_) foreach
   'RESET search_path', 'CREATE TABLE held (id int PRIMARY KEY, v int)', 'INSERT INTO held VALUES (1, 0)', q{SELECT weir.coalesce_table('held')},
@@ -99,6 +101,45 @@ same('INSERT INTO conflicts (k, u) VALUES (2, 2), (2, 3), (3, 1), (4, NULL), (5,
 same('INSERT INTO conflicts (k, u) VALUES (6, 6), (6, 7), (7, 7) ON CONFLICT (k) DO NOTHING RETURNING u, k', 1, 'on one index');
 same('INSERT INTO conflicts (k, u) VALUES (8, 8), (9, 7) ON CONFLICT (k) DO NOTHING RETURNING u, k', 0, 'on another one it is an error');
 same_rows('conflicts');
+
+# ---- requests of more than 8 kB
+
+sub memory { my ($column) = @_; return $admin->value("SELECT $column FROM weir.coalesce_memory") }
+sub noise { my ($size) = @_; return join '', map { chr(33 + int(rand 89)) =~ s/['\\]/x/r } 1 .. $size }
+
+is(memory('bytes'), 0, 'no memory is taken before it is needed');
+poll_until(
+	'memory for large requests',
+	sub {
+		$app->query(q{INSERT INTO large (k, body) VALUES (0, repeat('x', 2000000)) ON CONFLICT DO NOTHING});
+		memory('bytes') > 0;
+	});
+$plain->query(q{INSERT INTO large (k, body) VALUES (0, repeat('x', 2000000))});
+srand 1;
+my ($medium, $long) = (noise(20_000), noise(400_000));
+same(q{INSERT INTO large (k, body) VALUES (1, repeat('compressed ', 50000))}, 1);
+same("INSERT INTO large (k, body) VALUES (2, '$long')", 1, 'a value of 400 kB');
+same("INSERT INTO large (k, external, tags) VALUES (3, '$medium', ARRAY['$medium', 'b']) RETURNING *", 1, 'several values, returned');
+same("INSERT INTO large (k, body) VALUES (4, '$medium'), (5, '$medium'), (6, 'small') RETURNING k, length(body) > 1", 0, 'RETURNING of an expression');
+same("INSERT INTO large (k, body) VALUES (7, '$medium'), (8, '$medium'), (7, 'small') ON CONFLICT DO NOTHING RETURNING k, body", 1, 'rows of which one is there');
+same("INSERT INTO large (k, body) VALUES (9, '$medium'), (7, '$medium')", 0, 'unique violation');
+same("INSERT INTO large (k, body, n) VALUES (10, '$medium', 100)", 0, 'CHECK');
+same("INSERT INTO large (k, n) VALUES " . join(', ', map { "($_, $_ % 90)" } 1000 .. 1255), 1, '256 rows');
+same("INSERT INTO large (k, n) VALUES " . join(', ', map { "($_, $_ % 90)" } 2000 .. 2256), 0, 'one more');
+same("INSERT INTO large (k, external) VALUES (11, repeat('x', 5000000))", 0, 'larger than a request may be');
+same("UPDATE large SET body = '$long' WHERE k = 1", 1, 'UPDATE to 400 kB');
+same("UPDATE large SET body = body || '$medium', n = n + 1 WHERE k = 2 RETURNING n", 1, 'UPDATE that appends to a value');
+same('UPDATE large SET n = n + 1 WHERE k = 2 RETURNING n, note', 1, 'UPDATE beside a large value');
+same('UPDATE large SET n = n + 1 WHERE k = 3 RETURNING *', 1, 'UPDATE that returns large values');
+same("UPDATE large SET n = n + 1, external = '$medium' WHERE k = 3 RETURNING *", 1, 'UPDATE that sets and returns large values');
+same("UPDATE large SET n = 100, body = '$medium' WHERE k = 3", 0, 'CHECK');
+same("DELETE FROM large WHERE k = 7 RETURNING *", 1, 'DELETE that returns large values');
+same_rows('large');
+my ($stored, $expected) = map { $admin->query("SELECT k, pg_column_size(body), pg_column_size(external), pg_column_size(tags), pg_column_compression(body) FROM $_.large ORDER BY 1") } @sides;
+is_deeply($stored, $expected, 'values are stored as they would have been');
+is($admin->value('SELECT count(*) FROM opted.large WHERE body IS NOT NULL AND pg_column_compression(body) IS NOT NULL') > 0, 1, 'some are compressed');
+is(memory('in_use'), 0, 'nothing is left in the memory');
+cmp_ok(memory('allocated'), '>=', 12, 'it was used');
 
 # ---- the end
 

@@ -74,7 +74,7 @@ sub chance { return rand() < $_[0] }
 my ($base, $serial);    # of the session that statements are made for
 
 sub key { return $base + dice(40) }
-my @long = ('abc ' x 2000, join('', map { chr(33 + $_ * 7919 % 90) } 1 .. 60_000));
+my @long = ('abc ' x 2000, join('', map { chr(33 + $_ * 7919 % 90) } 1 .. 60_000), (join('', map { chr(48 + int rand 64) } 1 .. 20_000)) x 2);
 
 # Values of columns: likely good ones, and now and then one that violates something.
 my %values = (
@@ -513,5 +513,7 @@ $company->finish;
 is(join('', grep { /error/ } split /^/, $err), '', 'others kept them busy');
 note($out);
 is_coalesced($admin, "opted.$_", 200) foreach qw(t g c);
+cmp_ok($admin->value('SELECT allocated FROM weir.coalesce_memory'), '>', 20, 'some requests were large');
+is($admin->value('SELECT in_use FROM weir.coalesce_memory'), 0, 'and nothing is left of them');
 
 done_testing();
