@@ -344,6 +344,10 @@ CREATE FUNCTION weir.stat_coalesce(
     OUT batches bigint,
     OUT folded bigint,
     OUT bytes bigint,
+    OUT queued bigint,
+    OUT queue_full bigint,
+    OUT unwritten integer,
+    OUT failed bigint,
     OUT declined bigint,
     OUT declined_by_reason jsonb,
     OUT not_executed bigint,
@@ -362,6 +366,29 @@ AS 'MODULE_PATHNAME', 'weir_stat_coalesce';
 
 CREATE VIEW weir.stat_coalesce AS SELECT * FROM weir.stat_coalesce();
 
+CREATE FUNCTION weir.coalesce_failures(
+    OUT number bigint,
+    OUT at timestamptz,
+    OUT database oid,
+    OUT schema_name text,
+    OUT table_name text,
+    OUT role regrole,
+    OUT "rows" integer,
+    OUT sqlstate text,
+    OUT constraint_name text,
+    OUT message text)
+RETURNS SETOF record
+LANGUAGE C VOLATILE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'weir_coalesce_failures';
+
+CREATE VIEW weir.coalesce_failures AS
+    SELECT number, at, d.datname AS database, schema_name, table_name, role, "rows", sqlstate, constraint_name, message
+    FROM weir.coalesce_failures() LEFT JOIN pg_catalog.pg_database AS d ON d.oid = database;
+
+CREATE FUNCTION weir.coalesce_flush(timeout interval DEFAULT '10 s') RETURNS boolean
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'weir_coalesce_flush';
+
 COMMENT ON TABLE weir.coalesced_table IS 'Tables whose small autocommit writes go through coalescing workers: see docs/coalescing.md. Changed by weir.coalesce_table() and weir.uncoalesce_table(); dumped by pg_dump.';
 COMMENT ON COLUMN weir.coalesced_table.relation IS 'the table';
 COMMENT ON COLUMN weir.coalesced_table.since IS 'when it opted in';
@@ -373,6 +400,10 @@ COMMENT ON COLUMN weir.stat_coalesce."rows" IS 'rows that these wrote';
 COMMENT ON COLUMN weir.stat_coalesce.batches IS 'transactions of workers that wrote to the table';
 COMMENT ON COLUMN weir.stat_coalesce.folded IS 'updates that shared a row version with a later one of their batch';
 COMMENT ON COLUMN weir.stat_coalesce.bytes IS 'bytes that clients handed to workers';
+COMMENT ON COLUMN weir.stat_coalesce.queued IS 'statements that were answered when they were queued (weir.coalesce_ack)';
+COMMENT ON COLUMN weir.stat_coalesce.queue_full IS 'statements that were to be, but found no room, or the table being changed: they were answered as ever';
+COMMENT ON COLUMN weir.stat_coalesce.unwritten IS 'queued statements that are neither written nor failed now; weir.reset() leaves it';
+COMMENT ON COLUMN weir.stat_coalesce.failed IS 'queued statements that could not be written: see weir.coalesce_failures';
 COMMENT ON COLUMN weir.stat_coalesce.declined IS 'statements that were not sent to a worker';
 COMMENT ON COLUMN weir.stat_coalesce.declined_by_reason IS 'these by reason: see docs/coalescing.md';
 COMMENT ON COLUMN weir.stat_coalesce.not_executed IS 'statements that a worker gave back, and that ran in their own session then';
@@ -386,15 +417,29 @@ COMMENT ON COLUMN weir.stat_coalesce.wait_p95 IS '95th percentile of that time';
 COMMENT ON COLUMN weir.stat_coalesce.wait_p99 IS '99th percentile of that time';
 COMMENT ON COLUMN weir.stat_coalesce.wait_max IS 'longest such time';
 
+COMMENT ON VIEW weir.coalesce_failures IS 'The last 64 statements of this server that were answered when they were queued, and could not be written: newest first. Kept until the server ends.';
+COMMENT ON COLUMN weir.coalesce_failures.number IS 'counts all failures since the server started';
+COMMENT ON COLUMN weir.coalesce_failures.at IS 'when it failed';
+COMMENT ON COLUMN weir.coalesce_failures.database IS 'its database; NULL: dropped since';
+COMMENT ON COLUMN weir.coalesce_failures.schema_name IS 'schema of its table';
+COMMENT ON COLUMN weir.coalesce_failures.table_name IS 'its table, or the OID of one that is gone';
+COMMENT ON COLUMN weir.coalesce_failures.role IS 'whose statement it was';
+COMMENT ON COLUMN weir.coalesce_failures."rows" IS 'rows that are not there';
+COMMENT ON COLUMN weir.coalesce_failures.sqlstate IS 'SQLSTATE of the error';
+COMMENT ON COLUMN weir.coalesce_failures.constraint_name IS 'the constraint, if it broke one';
+COMMENT ON COLUMN weir.coalesce_failures.message IS 'the error; the server''s log has its detail, too';
+
+COMMENT ON FUNCTION weir.coalesce_failures() IS 'What the view weir.coalesce_failures shows.';
+COMMENT ON FUNCTION weir.coalesce_flush(interval) IS 'Waits until every statement that was queued in this database before has been written, or has failed. False: some are left after the timeout (0 to 1 day).';
 COMMENT ON FUNCTION weir.coalesced_table_changed() IS 'The trigger on weir.coalesced_table: tells all sessions.';
 COMMENT ON FUNCTION weir.coalesce_table(regclass) IS 'Opts a table in: small autocommit writes to it go through coalescing workers from the next transaction on. Superusers, unless granted.';
 COMMENT ON FUNCTION weir.uncoalesce_table(regclass) IS 'Opts a table out. Superusers, unless granted.';
 COMMENT ON FUNCTION weir.stat_coalesce() IS 'What the view weir.stat_coalesce shows.';
 
 REVOKE ALL ON FUNCTION weir.coalesced_table_changed(), weir.coalesce_table(regclass), weir.uncoalesce_table(regclass),
-    weir.stat_coalesce() FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION weir.stat_coalesce() TO pg_monitor;
-GRANT SELECT ON weir.coalesced_table, weir.stat_coalesce TO pg_monitor;
+    weir.stat_coalesce(), weir.coalesce_failures() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION weir.stat_coalesce(), weir.coalesce_failures() TO pg_monitor;
+GRANT SELECT ON weir.coalesced_table, weir.stat_coalesce, weir.coalesce_failures TO pg_monitor;
 
 CREATE FUNCTION weir.coalesce_memory(
     OUT bytes bigint,

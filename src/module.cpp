@@ -1,6 +1,7 @@
 #include "admission/startup_gate.hpp"
 #include "admission/transaction_gate.hpp"
 #include "coalesce/interceptor.hpp"
+#include "coalesce/lazy.hpp"
 #include "coalesce/opt_in.hpp"
 #include "coalesce/submit.hpp"
 #include "pg/compat.hpp"
@@ -31,6 +32,7 @@ _Pragma("GCC visibility pop")
     weir::InstallStartupGate();
     weir::InstallOptIn();
     weir::InstallInterceptor();
+    weir::InstallLazy();
     weir::InstallSubmit();
     weir::RegisterLauncher();
 }

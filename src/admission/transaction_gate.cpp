@@ -6,6 +6,7 @@
 #include "admission/session_class.hpp"
 #include "coalesce/interceptor.hpp"
 #include "coalesce/lanes.hpp"
+#include "coalesce/lazy.hpp"
 #include "coalesce/opt_in.hpp"
 #include "coalesce/submit.hpp"
 #include "pg/compat.hpp"
@@ -215,6 +216,13 @@ void Touch()
 // Rules first: what they refuse must not wait for a slot before it hears of it.
 void OnExecutorStart(QueryDesc *query_desc, int eflags)
 {
+    if (query_desc->operation != CMD_SELECT && (eflags & EXEC_FLAG_EXPLAIN_ONLY) == 0 && HasQueued() &&
+        !MayBeQueued(query_desc)) {
+        // With a snapshot that sees them.
+        const DroppedSnapshot dropped = DropStatementSnapshot(query_desc);
+        AwaitOwnQueued();
+        RetakeStatementSnapshot(dropped, query_desc);
+    }
     if (CurrentMode() != Mode::kOff && (eflags & EXEC_FLAG_EXPLAIN_ONLY) == 0) {
         if (QueryRulesInForce())
             EnterQuery(static_cast<uint64>(query_desc->plannedstmt->queryId), query_desc);
@@ -292,45 +300,6 @@ UtilityKind KindOf(const Node *statement)
     }
 }
 
-#define WEIR_UTILITY_PARAMETERS                                                                              \
-    PlannedStmt *statement, const char *query, bool read_only_tree, ProcessUtilityContext context,           \
-        ParamListInfo parameters, QueryEnvironment *environment, DestReceiver *receiver,                     \
-        QueryCompletion *completion
-#define WEIR_UTILITY_ARGUMENTS                                                                               \
-    statement, query, read_only_tree, context, parameters, environment, receiver, completion
-
-void RunUtility(WEIR_UTILITY_PARAMETERS)
-{
-    if (previous_process_utility)
-        previous_process_utility(WEIR_UTILITY_ARGUMENTS);
-    else
-        standard_ProcessUtility(WEIR_UTILITY_ARGUMENTS);
-}
-
-void EndCountedUtility(bool holds_query)
-{
-    utility_depth--;
-    if (holds_query)
-        LeaveUtility();
-}
-
-// Counts the nesting, so that a commit inside the statement is told from its end.
-void RunCountedUtility(bool holds_query, WEIR_UTILITY_PARAMETERS)
-{
-    utility_depth++;
-    PG_TRY();
-    {
-        RunUtility(WEIR_UTILITY_ARGUMENTS);
-    }
-    PG_CATCH();
-    {
-        EndCountedUtility(holds_query);
-        PG_RE_THROW();
-    }
-    PG_END_TRY();
-    EndCountedUtility(holds_query);
-}
-
 // The database that a statement needs to be alone with; InvalidOid: none.
 Oid DatabaseNeededAlone(const Node *statement)
 {
@@ -361,11 +330,56 @@ Oid DatabaseNeededAlone(const Node *statement)
     return name != nullptr ? get_database_oid(name, true) : InvalidOid;
 }
 
+#define WEIR_UTILITY_PARAMETERS                                                                              \
+    PlannedStmt *statement, const char *query, bool read_only_tree, ProcessUtilityContext context,           \
+        ParamListInfo parameters, QueryEnvironment *environment, DestReceiver *receiver,                     \
+        QueryCompletion *completion
+#define WEIR_UTILITY_ARGUMENTS                                                                               \
+    statement, query, read_only_tree, context, parameters, environment, receiver, completion
+
+void RunUtility(WEIR_UTILITY_PARAMETERS)
+{
+    // The statement must not be looked at afterwards.
+    const Oid dropped =
+        IsA(statement->utilityStmt, DropdbStmt) ? DatabaseNeededAlone(statement->utilityStmt) : InvalidOid;
+    if (previous_process_utility)
+        previous_process_utility(WEIR_UTILITY_ARGUMENTS);
+    else
+        standard_ProcessUtility(WEIR_UTILITY_ARGUMENTS);
+    if (OidIsValid(dropped))
+        DropQueuedOf(dropped);
+}
+
+void EndCountedUtility(bool holds_query)
+{
+    utility_depth--;
+    if (holds_query)
+        LeaveUtility();
+}
+
+// Counts the nesting, so that a commit inside the statement is told from its end.
+void RunCountedUtility(bool holds_query, WEIR_UTILITY_PARAMETERS)
+{
+    utility_depth++;
+    PG_TRY();
+    {
+        RunUtility(WEIR_UTILITY_ARGUMENTS);
+    }
+    PG_CATCH();
+    {
+        EndCountedUtility(holds_query);
+        PG_RE_THROW();
+    }
+    PG_END_TRY();
+    EndCountedUtility(holds_query);
+}
+
 void OnProcessUtility(WEIR_UTILITY_PARAMETERS)
 {
     const Oid alone = DatabaseNeededAlone(statement->utilityStmt);
     if (OidIsValid(alone))
         EndWorkersOf(alone);
+    MindQueued(statement->utilityStmt);
     if (CurrentMode() == Mode::kOff) {
         RunUtility(WEIR_UTILITY_ARGUMENTS);
         return;

@@ -69,7 +69,8 @@ const char *GiveBackName(GiveBack why) noexcept
 
 void TableStatistics::Reset() noexcept
 {
-    for (std::atomic<uint64_t> *counter : {&requests, &rows, &batches, &bytes, &folded})
+    for (std::atomic<uint64_t> *counter :
+         {&requests, &rows, &batches, &bytes, &folded, &queued, &queue_full, &failed})
         counter->store(0, std::memory_order_relaxed);
     for (std::atomic<uint64_t> &counter : declined)
         counter.store(0, std::memory_order_relaxed);

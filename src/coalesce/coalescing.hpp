@@ -3,10 +3,14 @@
 // What coalescing keeps in shared memory: a request slot per backend, a lane per worker, and counters per
 // table.
 //
+// A request that is answered when it is queued moves from its client's slot into one of a pool:
+// lazy_queue.hpp.
+//
 // A lane belongs to a database while a worker, or the wish for one, is there. A client that finds no lane
 // claims one under coalesce_lock and calls the launcher, which starts the worker; until it runs, statements
 // go the ordinary way. A worker that has had nothing to do for a while gives its lane back.
 
+#include "coalesce/lazy_queue.hpp"
 #include "coalesce/request_slot.hpp"
 #include "stats/histogram.hpp"
 
@@ -71,11 +75,20 @@ struct alignas(128) Lane {
     std::atomic<uint32_t> arrivals;
     WakeWords wake;
 
+    // Requests that were answered already: the list under lazy_lock, the others are read by anybody.
+    alignas(128) LazyList lazy;
+    std::atomic<uint32_t> lazy_count;    // the list's
+    std::atomic<uint32_t> lazy_arrivals; // moves on with each
+    std::atomic<uint32_t> lazy_ends;     // moves on when some are done: who waits for that sleeps on it
+    std::atomic<uint32_t> lazy_waiters;  // these
+
     LaneState State() const noexcept { return static_cast<LaneState>(state.load(std::memory_order_seq_cst)); }
 };
 
 constexpr uint32_t kLanes = 32;
 constexpr uint32_t kCoalescedTables = 128;
+constexpr uint32_t kFences = 64; // a power of two
+constexpr uint32_t kFailures = 64;
 
 // Counters of a table. Anybody, relaxed; a process that dies in between loses a count.
 struct TableStatistics {
@@ -86,6 +99,10 @@ struct TableStatistics {
     std::atomic<uint64_t> batches;
     std::atomic<uint64_t> bytes;
     std::atomic<uint64_t> folded; // updates that made no row version of their own
+    std::atomic<uint64_t> queued; // requests answered before they were written
+    std::atomic<uint64_t> queue_full;
+    std::atomic<uint64_t> failed;    // of the queued ones
+    std::atomic<uint32_t> unwritten; // queued ones that are neither written nor failed; not reset
     std::atomic<uint64_t> declined[static_cast<size_t>(Decline::kCount)];
     std::atomic<uint64_t> given_back[static_cast<size_t>(GiveBack::kCount)];
     Histogram batch_requests; // requests of a batch
@@ -103,6 +120,27 @@ struct LargeMemory {
     std::atomic<uint64_t> refused; // found no room
 };
 
+// A queued request that could not be written.
+struct CoalesceFailure {
+    static constexpr size_t kMessageSize = 256;
+    static constexpr size_t kNameSize = 64; // NAMEDATALEN
+    int64_t at;                             // TimestampTz
+    uint32_t database;
+    uint32_t role;
+    uint32_t relation;
+    uint32_t rows;
+    char schema[kNameSize];
+    char table[kNameSize];
+    char constraint[kNameSize];
+    char sqlstate[6];
+    char message[kMessageSize];
+};
+
+struct FailureRing {
+    uint64_t count; // ever; the next one goes to count % kFailures
+    CoalesceFailure last[kFailures];
+};
+
 struct CoalesceShared {
     std::atomic<uint32_t> wanted; // some lane is kWanted: the launcher is to look
     std::atomic<uint64_t> starts_failed;
@@ -110,6 +148,11 @@ struct CoalesceShared {
     LargeMemory large;
     Lane lanes[kLanes];
     TableStatistics tables[kCoalescedTables]; // the last one counts whatever found no entry
+    LazyPool lazy_pool;                       // under lazy_lock
+    FailureRing failures;                     // under lazy_lock
+    // By database, modulo: transactions that change tables, meanwhile nothing is answered before it is
+    // written.
+    std::atomic<uint32_t> fences[kFences];
 };
 
 } // namespace weir

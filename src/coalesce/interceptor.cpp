@@ -4,6 +4,7 @@
 #include "coalesce/insert_rows.hpp"
 #include "coalesce/lanes.hpp"
 #include "coalesce/large_payload.hpp"
+#include "coalesce/lazy.hpp"
 #include "coalesce/opt_in.hpp"
 #include "coalesce/shape.hpp"
 #include "pg/compat.hpp"
@@ -336,13 +337,23 @@ bool Coalesce(QueryDesc *query_desc, Relation relation, const TableFacts &facts)
     Lane *lane = FindLane(facts.relation);
     if (lane == nullptr)
         return Declined(facts, relation, Decline::kNoWorker);
-    if (!IsCompany(Join(lane), inserts))
+    const bool company = IsCompany(Join(lane), inserts);
+    const bool may_be_queued = MayBeQueued(query_desc);
+    if (!company && !may_be_queued)
         return Declined(facts, relation, Decline::kAlone);
 
     RequestSlot *slot = &request_slots[MyTicketId()];
     if (RequestSlot::StateOf(slot->Load()) != RequestState::kIdle)
         return Declined(facts, relation, Decline::kNoWorker); // its last fate is still unknown
     why = Pack(query_desc, relation, facts, slot);
+    if (why == Decline::kNone && may_be_queued) {
+        if (QueueRequest(*slot, lane, facts)) {
+            query_desc->estate->es_processed = slot->rows;
+            return true;
+        }
+        AwaitOwnQueued();
+        why = company ? Decline::kNone : Decline::kAlone;
+    }
     if (why == Decline::kNone) {
         const Verdict verdict = Submit(slot, lane, facts);
         if (verdict != Verdict::kNotExecuted) {
@@ -372,7 +383,8 @@ bool MayBeCoalesced(const QueryDesc *query_desc)
         return false;
     // Here already: who waits for a slot is company, too.
     Lane *lane = FindLane(table->relid);
-    return lane != nullptr && IsCompany(Join(lane), modify->operation == CMD_INSERT);
+    return lane != nullptr &&
+           (IsCompany(Join(lane), modify->operation == CMD_INSERT) || MayBeQueued(query_desc));
 }
 
 bool RunCoalesced(QueryDesc *query_desc)

@@ -99,6 +99,15 @@ void Start(Lane *lane, int64_t now)
                  errhint("Consider increasing max_worker_processes.")));
 }
 
+void AskLauncher()
+{
+    if (shared->coalescing.wanted.exchange(1) != 0)
+        return;
+    const uint32_t launcher = shared->supervision.ticket.load();
+    if (launcher != 0)
+        WakeTicket(launcher - 1);
+}
+
 bool MayConnect(Oid role)
 {
     HeapTuple tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(role));
@@ -116,11 +125,8 @@ Lane *IfRunning(Lane *lane)
         return nullptr;
     if (lane->State() == LaneState::kRunning)
         return lane;
-    if (lane->State() == LaneState::kWanted && shared->coalescing.wanted.exchange(1) == 0) {
-        const uint32_t launcher = shared->supervision.ticket.load();
-        if (launcher != 0)
-            WakeTicket(launcher - 1);
-    }
+    if (lane->State() == LaneState::kWanted)
+        AskLauncher();
     return nullptr;
 }
 
@@ -153,6 +159,39 @@ Lane *FindSubmitLane(Oid role)
     return IfRunning(lane);
 }
 
+uint32_t Leave(Lane *lane, int64_t not_before)
+{
+    if (lane->lazy.count == 0) {
+        lane->database.store(InvalidOid);
+        Enter(lane, LaneState::kFree, 0);
+        return 0;
+    }
+    lane->stop.store(0);
+    Enter(lane, LaneState::kWanted, not_before);
+    return lane->lazy.count;
+}
+
+bool CloseLane(Lane *lane)
+{
+    LWLockAcquire(lazy_lock, LW_EXCLUSIVE);
+    const bool empty = lane->lazy.count == 0;
+    if (empty)
+        lane->state.store(static_cast<uint32_t>(LaneState::kEnding), std::memory_order_seq_cst);
+    LWLockRelease(lazy_lock);
+    return empty;
+}
+
+uint32_t FreeLane(Lane *lane)
+{
+    constexpr int64_t kPauseUs = 2 * USECS_PER_SEC; // the database may be wanted for somebody alone
+    LWLockAcquire(lazy_lock, LW_EXCLUSIVE);
+    const uint32_t rest = Leave(lane, lane->stop.load() != 0 ? GetCurrentTimestamp() + kPauseUs : 0);
+    LWLockRelease(lazy_lock);
+    if (rest > 0)
+        AskLauncher();
+    return rest;
+}
+
 void Ring(Lane *lane)
 {
     if (lane->asleep.load(std::memory_order_seq_cst) == 0 || lane->asleep.exchange(0) == 0)
@@ -174,7 +213,7 @@ bool StartWantedWorkers(int64_t now)
             Start(&lane, now);
         LWLockAcquire(coalesce_lock, LW_EXCLUSIVE);
         if (lane.State() == LaneState::kStarting && now - lane.since.load() > kComesWithinUs)
-            Enter(&lane, LaneState::kFree, now);
+            Leave(&lane, now + kRetryUs);
         LWLockRelease(coalesce_lock);
         more = more || lane.State() == LaneState::kWanted || lane.State() == LaneState::kStarting;
     }

@@ -17,6 +17,15 @@ Lane *FindSubmitLane(Oid role);
 
 uint32_t LaneIndex(const Lane &lane);
 
+// The worker's, whose lane it is. CloseLane(): nothing is queued, and nothing more will be; false: something
+// is. FreeLane(): it ends; what is queued still waits for the next worker. Returns how much that is.
+bool CloseLane(Lane *lane);
+uint32_t FreeLane(Lane *lane);
+
+// No worker has the lane any more, or will. One in which something is queued stays its database's, and wants
+// another worker then. Under lazy_lock, unless its state says that nothing can be queued.
+uint32_t Leave(Lane *lane, int64_t not_before);
+
 // Something to do for the worker.
 void Ring(Lane *lane);
 

@@ -1,5 +1,6 @@
 #include "coalesce/opt_in.hpp"
 
+#include "coalesce/lazy.hpp"
 #include "pg/compat.hpp"
 #include "pg/shared.hpp"
 
@@ -287,6 +288,7 @@ void LearnFacts(Relation relation, TableFacts *facts)
     MemoryContextSwitchTo(previous);
     bms_free(fixed);
     facts->statistics = StatisticsOf(RelationGetRelid(relation));
+    facts->row_type = RowTypeOf(RelationGetDescr(relation));
 }
 
 // ---- a table is dropped -------------------------------------------------------------------------

@@ -29,6 +29,7 @@ struct TableFacts {
     bool insert_triggers; // foreign keys are to be checked
     Bitmapset *fixed;     // columns that an UPDATE may not set, offset as attribute numbers in bitmaps are
     TableStatistics *statistics;
+    uint32_t row_type; // of its columns: RowTypeOf()
 };
 
 // This process knows that no table of its database has opted in: the one branch that statements pay then.

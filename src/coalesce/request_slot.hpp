@@ -95,6 +95,7 @@ struct alignas(128) RequestSlot {
     uint64_t shape_hash;
     uint64_t large;            // where rows or values are, if not in the payload: see large_payload.hpp
     uint64_t returned_columns; // bit 0: column 1; bit 63: column 64 or any after it
+    uint32_t row_type;         // of a queued request: what the table's columns were when it was answered
 
     // Written by the worker while kTaken, read by the client when kDone.
     uint32_t affected;

@@ -2,6 +2,7 @@
 
 #include "coalesce/insert_rows.hpp"
 #include "coalesce/large_payload.hpp"
+#include "coalesce/lazy.hpp"
 #include "coalesce/shape.hpp"
 #include "pg/compat.hpp"
 #include "pg/settings.hpp"
@@ -265,6 +266,9 @@ void InsertRequest(TableWriter *w, Rows *rows, uint32_t i)
     const uint32_t first = rows->count;
     bool duplicate = false;
     Blame(w->batch, i, 1);
+    if (w->batch->EntryOf(i).queued && slot.row_type != RowTypeOf(RelationGetDescr(w->relation)))
+        ereport(ERROR, (errcode(ERRCODE_DATATYPE_MISMATCH),
+                        errmsg("the table's columns have changed since the row was queued")));
     ForEachRow(slot, [&](const RowHeader *, MinimalTuple tuple) {
         TupleTableSlot *&row = rows->slots[rows->count];
         if (row == nullptr)

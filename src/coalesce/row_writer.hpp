@@ -24,6 +24,8 @@ struct BatchEntry {
     GiveBack give_back; // not kNone: left out
     bool postponed;     // its row was locked
     bool folded;        // an update or delete after it made the version for it, too
+    bool queued;        // its client has been answered: `session` is the slot's index in lazy_slots
+    bool failed;        // ... and it is not to be tried again
 };
 
 struct Batch {

@@ -2,6 +2,7 @@
 
 #include "coalesce/lanes.hpp"
 #include "coalesce/large_payload.hpp"
+#include "coalesce/lazy.hpp"
 #include "coalesce/row_writer.hpp"
 #include "pg/compat.hpp"
 #include "pg/shared.hpp"
@@ -22,6 +23,7 @@ extern "C" {
 #include "storage/proc.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
@@ -38,11 +40,45 @@ constexpr long kNapMs = 1000;
 constexpr int kAttempts = 3;
 constexpr uint32_t kCarefulBatches = 100; // after a failure: so many look for duplicates first
 
+// Of requests that were answered already:
+constexpr uint32_t kAlonePerRound = 16;             // executed by themselves between two batches
+constexpr uint8_t kTries = 3;                       // with batch mates that fail
+constexpr int64_t kTableLockedUs = 20 * 1000;       // to be tried again after
+constexpr int64_t kRowLockedUs = 200 * 1000;        // ...
+constexpr int64_t kNoResourcesUs = USECS_PER_SEC;   // ...
+constexpr int64_t kLastWordsUs = 5 * USECS_PER_SEC; // for what is queued when the worker must end
+constexpr long kQueuedNapMs = 10;
+
 Lane *lane = nullptr;
 Batch batch;
 uint32_t next_session = 0; // where the next scan begins
 uint32_t careful = 0;
 uint32_t *sessions = nullptr;
+
+uint32_t alone[kAlonePerRound]; // of lazy_slots: to be executed by themselves after the batch
+uint32_t alone_count = 0;
+uint32_t *released = nullptr; // of lazy_slots: done
+uint32_t released_count = 0;
+uint32_t arrivals_seen = 0;
+LazySession *lazy_sessions = nullptr;
+uint32_t lazy_round = 0;
+ErrorData *last_error = nullptr; // of the last attempt, in TopMemoryContext
+
+// Asked to end, it ends between two batches: so that it can write what was queued. But while a commit waits
+// for a standby, that wait is ended.
+volatile sig_atomic_t asked_to_end = 0;
+volatile sig_atomic_t ends_later = 0;
+
+void OnTerminate(SIGNAL_ARGS)
+{
+    const int saved_errno = errno;
+    asked_to_end = 1;
+    if (ends_later)
+        SetLatch(MyLatch);
+    else
+        die(postgres_signal_arg);
+    errno = saved_errno;
+}
 
 uint32_t MostRequests()
 {
@@ -50,6 +86,30 @@ uint32_t MostRequests()
 }
 
 // ---- taking and answering -------------------------------------------------------------------------
+
+// What was answered already: into the batch, or among those that are to be alone.
+void CollectQueued()
+{
+    alone_count = 0;
+    arrivals_seen = lane->lazy_arrivals.load(std::memory_order_seq_cst);
+    if (lane->lazy_count.load(std::memory_order_seq_cst) == 0)
+        return;
+    const int64_t now = GetCurrentTimestamp();
+    lazy_round++;
+    LWLockAcquire(lazy_lock, LW_SHARED);
+    for (uint32_t i = LazyQueue::First(lane->lazy); i != kNoLazy && batch.count < MostRequests();
+         i = lazy_queue.Next(i)) {
+        const LazyLink &link = lazy_queue.Link(i);
+        RequestSlot *slot = &lazy_slots[i];
+        if (!lazy_sessions[link.session].Admits(lazy_round, slot->relation) || link.not_before > now)
+            continue;
+        if (!link.alone)
+            batch.entries[batch.count++] = {slot, i, 0, GiveBack::kNone, false, false, true, false};
+        else if (alone_count < kAlonePerRound)
+            alone[alone_count++] = i;
+    }
+    LWLockRelease(lazy_lock);
+}
 
 // Takes what waits, in addition to what was taken. Returns whether anything is there to do.
 bool Collect()
@@ -60,7 +120,8 @@ bool Collect()
     for (uint32_t i = 0; i < found; i++) {
         RequestSlot *slot = &request_slots[sessions[i]];
         if (slot->Take(batch.number))
-            batch.entries[batch.count++] = {slot, sessions[i], 0, GiveBack::kNone, false, false};
+            batch.entries[batch.count++] = {slot,  sessions[i], 0,     GiveBack::kNone,
+                                            false, false,       false, false};
         next_session = (sessions[i] + 1) % SessionCount();
     }
     return batch.count > 0;
@@ -95,6 +156,31 @@ void CountBatch(uint32_t *of_table)
     }
 }
 
+// A queued request was left out: when, and how, it is tried again.
+void Postpone(LazyLink *link, GiveBack why)
+{
+    const int64_t now = GetCurrentTimestamp();
+    link->was_locked = why == GiveBack::kRowLocked;
+    switch (why) {
+    case GiveBack::kRelationLocked:
+        link->not_before = now + kTableLockedUs;
+        break;
+    case GiveBack::kRowLocked:
+        link->alone = true;
+        link->not_before = now + kRowLockedUs;
+        break;
+    case GiveBack::kBatchMate:
+        link->alone = ++link->tries >= kTries;
+        break;
+    case GiveBack::kNone:
+    case GiveBack::kWorkerEnding:
+        break;
+    default:
+        link->alone = true;
+        break;
+    }
+}
+
 // Answers everybody, each with the batch's verdict unless it was left out, and wakes them.
 void EndBatch(Verdict verdict)
 {
@@ -103,8 +189,16 @@ void EndBatch(Verdict verdict)
     for (uint32_t i = 0; i < batch.count; i++) {
         const BatchEntry &entry = batch.entries[i];
         const bool left_out = entry.give_back != GiveBack::kNone;
-        if (!left_out && verdict != Verdict::kNotExecuted)
+        const bool written = !left_out && verdict != Verdict::kNotExecuted;
+        if (written)
             Count(entry, of_table);
+        if (entry.queued) {
+            if (written || entry.failed)
+                released[released_count++] = entry.session;
+            else
+                Postpone(&lazy_queue.Link(entry.session), entry.give_back);
+            continue;
+        }
         sessions[count++] = entry.session;
         const Verdict how = left_out ? Verdict::kNotExecuted : verdict;
         if (how == Verdict::kNotExecuted)
@@ -115,6 +209,8 @@ void EndBatch(Verdict verdict)
         }
     }
     CountBatch(of_table);
+    ReleaseQueued(lane, released, released_count);
+    released_count = 0;
     WakeTogether(lane->wake.End(batch.number), sessions, count);
     batch.count = 0;
     batch.number++;
@@ -184,6 +280,19 @@ Verdict VerdictOfCommit()
 namespace
 {
 
+// A worker holds the rows of many requests while it waits for one more. Whoever waits for those would, after
+// deadlock_timeout, be told of a deadlock that its own statement cannot cause: the worker gives way before.
+void SetLockTimeout(bool impatient)
+{
+    const int timeout_ms =
+        impatient ? 1 : Max(Min(settings.coalesce_lock_timeout_ms, DeadlockTimeout / 2), 1);
+    char text[32];
+    if (LockTimeout == timeout_ms)
+        return;
+    snprintf(text, sizeof(text), "%d", timeout_ms);
+    SetConfigOption("lock_timeout", text, PGC_SUSET, PGC_S_OVERRIDE);
+}
+
 bool AllLeftOut()
 {
     for (uint32_t i = 0; i < batch.count; i++)
@@ -200,7 +309,20 @@ void Execute()
     WriteBatch(&batch);
     PopActiveSnapshot();
     lane->xid.store(GetTopTransactionIdIfAny());
+    ends_later = 0;
+    if (asked_to_end) {
+        ProcDiePending = 1;
+        InterruptPending = 1;
+    }
     CommitTransactionCommand();
+    ends_later = 1;
+}
+
+void KeepError(ErrorData *error)
+{
+    if (last_error != nullptr)
+        FreeErrorData(last_error);
+    last_error = error;
 }
 
 // After an error: whom it concerned is given back.
@@ -232,7 +354,8 @@ bool Attempt()
     }
     PG_CATCH();
     {
-        MemoryContextSwitchTo(context);
+        ends_later = 1;
+        MemoryContextSwitchTo(TopMemoryContext);
         ErrorData *error = CopyErrorData();
         FlushErrorState();
         AbortCurrentTransaction();
@@ -245,7 +368,7 @@ bool Attempt()
             ereport(DEBUG1, (errmsg_internal("pg_weir: batch of %u requests tried again: %s", batch.count,
                                              error->message)));
         }
-        FreeErrorData(error);
+        KeepError(error);
     }
     PG_END_TRY();
     MemoryContextSwitchTo(context);
@@ -263,10 +386,86 @@ void RunBatch()
             EndBatch(VerdictOfCommit());
             return;
         }
-        if (AllLeftOut())
+        if (AllLeftOut() || asked_to_end)
             break;
     }
     GiveAllBack(GiveBack::kBatchMate);
+}
+
+// ---- queued requests that failed in a batch -------------------------------------------------------
+
+// Whether the same request may well succeed later: locks, memory, disk space, an administrator.
+bool MayPass(int sqlstate)
+{
+    const int category = ERRCODE_TO_CATEGORY(sqlstate);
+    return category == ERRCODE_TO_CATEGORY(ERRCODE_T_R_SERIALIZATION_FAILURE) ||
+           category == ERRCODE_TO_CATEGORY(ERRCODE_INSUFFICIENT_RESOURCES) ||
+           category == ERRCODE_TO_CATEGORY(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE) ||
+           category == ERRCODE_TO_CATEGORY(ERRCODE_OPERATOR_INTERVENTION) ||
+           category == ERRCODE_TO_CATEGORY(ERRCODE_SYSTEM_ERROR);
+}
+
+// The names, as far as they can be had.
+void ReportFailed(uint32_t index)
+{
+    const MemoryContext context = CurrentMemoryContext;
+    PG_TRY();
+    {
+        StartTransactionCommand();
+        const Oid relation = lazy_slots[index].relation;
+        char *table = get_rel_name(relation);
+        char *schema = table != nullptr ? get_namespace_name(get_rel_namespace(relation)) : nullptr;
+        if (table == nullptr)
+            table = psprintf("%u", relation);
+        ReportFailure(index, last_error, schema != nullptr ? schema : "", table);
+        CommitTransactionCommand();
+    }
+    PG_CATCH();
+    {
+        MemoryContextSwitchTo(context);
+        EmitErrorReport();
+        FlushErrorState();
+        AbortCurrentTransaction();
+    }
+    PG_END_TRY();
+    MemoryContextSwitchTo(context);
+}
+
+// A queued request by itself: what it meets now is its own.
+void RunAlone(uint32_t index)
+{
+    LazyLink *link = &lazy_queue.Link(index);
+    batch.entries[0] = {&lazy_slots[index], index, 0, GiveBack::kNone, false, false, true, false};
+    batch.count = 1;
+    batch.checks_unique = false;
+    lane->wake.opening.store(batch.number + 1, std::memory_order_seq_cst);
+    PlanBatch();
+    UseSynchronousCommit(SYNCHRONOUS_COMMIT_LOCAL_FLUSH);
+    SetLockTimeout(link->was_locked);
+    const bool committed = Attempt();
+    SetLockTimeout(false);
+    if (committed) {
+        EndBatch(VerdictOfCommit());
+        return;
+    }
+    const bool passes = MayPass(last_error->sqlerrcode);
+    batch.entries[0].failed = !passes;
+    if (!passes)
+        ReportFailed(index);
+    EndBatch(Verdict::kNotExecuted);
+    if (passes && !link->was_locked)
+        link->not_before = GetCurrentTimestamp() + kNoResourcesUs;
+}
+
+void Work()
+{
+    // From here on clients that see themselves queued wait for the next batch.
+    lane->wake.opening.store(batch.number + 1, std::memory_order_seq_cst);
+    if (batch.count > 0)
+        RunBatch();
+    for (uint32_t i = 0; i < alone_count; i++)
+        RunAlone(alone[i]);
+    alone_count = 0;
 }
 
 // ---- coming and going -----------------------------------------------------------------------------
@@ -283,7 +482,8 @@ void LeaveLane()
         for (uint32_t j = 0; j < found; j++) {
             RequestSlot *slot = &request_slots[sessions[j]];
             if (slot->Take(batch.number))
-                batch.entries[batch.count++] = {slot, sessions[j], 0, GiveBack::kWorkerEnding, false, false};
+                batch.entries[batch.count++] = {slot,  sessions[j], 0,     GiveBack::kWorkerEnding,
+                                                false, false,       false, false};
         }
         lane->wake.opening.store(batch.number + 1);
         EndBatch(Verdict::kNotExecuted);
@@ -291,8 +491,10 @@ void LeaveLane()
     lane->asleep.store(0);
     lane->pid.store(0);
     lane->ticket.store(0);
-    lane->database.store(InvalidOid);
-    lane->state.store(static_cast<uint32_t>(LaneState::kFree), std::memory_order_seq_cst);
+    const uint32_t rest = FreeLane(lane);
+    if (rest > 0)
+        ereport(LOG, (errmsg("pg_weir: a coalescing worker ended before %u queued writes were written", rest),
+                      errdetail("The next one writes them, unless the server stops before.")));
 }
 
 // Before the server's own callback aborts the transaction, and while the lane's clients wait.
@@ -318,15 +520,8 @@ void Allocate()
     batch.entries = static_cast<BatchEntry *>(palloc(sizeof(BatchEntry) * kMaxCoalesceBatch));
     batch.planned = static_cast<PlannedRequest *>(palloc(sizeof(PlannedRequest) * kMaxCoalesceBatch));
     sessions = static_cast<uint32_t *>(palloc(sizeof(uint32_t) * kMaxCoalesceBatch));
-}
-
-// A worker holds the rows of many requests while it waits for one more. Whoever waits for those would, after
-// deadlock_timeout, be told of a deadlock that its own statement cannot cause: the worker gives way before.
-void SetLockTimeout()
-{
-    char text[32];
-    snprintf(text, sizeof(text), "%d", Max(Min(settings.coalesce_lock_timeout_ms, DeadlockTimeout / 2), 1));
-    SetConfigOption("lock_timeout", text, PGC_SUSET, PGC_S_OVERRIDE);
+    released = static_cast<uint32_t *>(palloc(sizeof(uint32_t) * kMaxCoalesceBatch));
+    lazy_sessions = static_cast<LazySession *>(palloc0(sizeof(LazySession) * SessionCount()));
 }
 
 // Whatever the database's settings are for its sessions, a batch is a plain transaction.
@@ -338,7 +533,7 @@ void SetOwnSettings()
     SetConfigOption("session_replication_role", "origin", PGC_SUSET, PGC_S_OVERRIDE);
     SetConfigOption("statement_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
     SetConfigOption("idle_in_transaction_session_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
-    SetLockTimeout();
+    SetLockTimeout(false);
 }
 
 // False: the launcher has given up waiting for us, and the lane may be another database's now.
@@ -365,8 +560,10 @@ void Sleep()
     static const uint32 wait_event = NewWaitEvent("WeirCoalescer");
     ResetLatch(MyLatch);
     lane->asleep.store(1, std::memory_order_seq_cst);
-    if (!RequestBitmap::Any(RequestsOf(LaneIndex(*lane)), SessionCount()) && lane->stop.load() == 0)
-        WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, kNapMs, wait_event);
+    if (!RequestBitmap::Any(RequestsOf(LaneIndex(*lane)), SessionCount()) && lane->stop.load() == 0 &&
+        lane->lazy_arrivals.load(std::memory_order_seq_cst) == arrivals_seen)
+        WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+                  lane->lazy_count.load() > 0 ? kQueuedNapMs : kNapMs, wait_event);
     lane->asleep.store(0, std::memory_order_relaxed);
 }
 
@@ -380,30 +577,54 @@ void WaitForCompany()
     Collect();
 }
 
+void MindInterrupts()
+{
+    QueryCancelPending = false; // there is no batch to cancel
+    CHECK_FOR_INTERRUPTS();
+    if (!ConfigReloadPending)
+        return;
+    ConfigReloadPending = false;
+    ProcessConfigFile(PGC_SIGHUP);
+    SetLockTimeout(false);
+}
+
+// What clients were told is queued is written before the worker ends, if that can be in a moment.
+void WriteTheRest()
+{
+    const int64_t until = GetCurrentTimestamp() + kLastWordsUs;
+    ProcDiePending = 0;
+    while (!CloseLane(lane) && GetCurrentTimestamp() < until) {
+        MindInterrupts();
+        Collect();
+        CollectQueued();
+        if (batch.count > 0 || alone_count > 0)
+            Work();
+        else
+            Sleep();
+    }
+}
+
 void Serve()
 {
     int64_t idle_since = GetCurrentTimestamp();
-    while (lane->stop.load(std::memory_order_relaxed) == 0) {
-        CHECK_FOR_INTERRUPTS();
-        if (ConfigReloadPending) {
-            ConfigReloadPending = false;
-            ProcessConfigFile(PGC_SIGHUP);
-            SetLockTimeout();
-        }
+    ends_later = 1;
+    while (lane->stop.load(std::memory_order_relaxed) == 0 && !asked_to_end) {
+        MindInterrupts();
         MakeLargeMemory();
-        if (!Collect()) {
-            if (GetCurrentTimestamp() - idle_since > kIdleUs)
+        if (Collect())
+            WaitForCompany();
+        CollectQueued();
+        if (batch.count == 0 && alone_count == 0) {
+            if (GetCurrentTimestamp() - idle_since > kIdleUs && lane->lazy_count.load() == 0)
                 return;
             Sleep();
             continue;
         }
-        WaitForCompany();
-        // From here on clients that see themselves queued wait for the next batch.
-        lane->wake.opening.store(batch.number + 1, std::memory_order_seq_cst);
-        RunBatch();
+        Work();
         pgstat_report_stat(false);
         idle_since = GetCurrentTimestamp();
     }
+    WriteTheRest();
 }
 
 } // namespace
@@ -415,7 +636,7 @@ void weir_coalescer_main(Datum argument)
     using namespace weir;
 
     pqsignal(SIGHUP, SignalHandlerForConfigReload);
-    pqsignal(SIGTERM, die);
+    pqsignal(SIGTERM, OnTerminate);
     BackgroundWorkerUnblockSignals();
     lane = &shared->coalescing.lanes[DatumGetUInt32(argument)];
     if (lane->State() != LaneState::kStarting)

@@ -26,6 +26,9 @@ const config_enum_entry mode_options[] = {{"off", static_cast<int>(Mode::kOff), 
 const config_enum_entry reject_options[] = {
     {"error", kRejectAsError, false}, {"fatal", kRejectAsFatal, false}, {nullptr, 0, false}};
 
+const config_enum_entry ack_options[] = {
+    {"commit", kAckCommit, false}, {"queued", kAckQueued, false}, {nullptr, 0, false}};
+
 const config_enum_entry sqlstate_options[] = {{"53300", ERRCODE_TOO_MANY_CONNECTIONS, false},
                                               {"57P03", ERRCODE_CANNOT_CONNECT_NOW, false},
                                               {nullptr, 0, false}};
@@ -240,6 +243,16 @@ void DefineCoalescing()
     DefineCustomIntVariable("weir.coalesce_lock_timeout", "Longest wait of a worker for a lock.",
                             "Then it gives the request back to its client, which waits for the lock itself.",
                             &settings.coalesce_lock_timeout_ms, 100, 1, 10000, PGC_SIGHUP, GUC_UNIT_MS,
+                            nullptr, nullptr, nullptr);
+    DefineCustomEnumVariable(
+        "weir.coalesce_ack", "When this session's coalesced INSERTs are answered.",
+        "commit: when they are durable. queued: when they are queued; a crash may lose them, and what then "
+        "fails is in weir.coalesce_failures.",
+        &settings.coalesce_ack, kAckCommit, ack_options, PGC_USERSET, 0, nullptr, nullptr, nullptr);
+    DefineCustomIntVariable("weir.coalesce_queue_size",
+                            "Most INSERTs on the whole server that were answered and are not written yet.",
+                            "When so many are, weir.coalesce_ack = queued answers as commit does. 8 kB each.",
+                            &settings.coalesce_queue_size, 1024, 0, kMaxCoalesceQueue, PGC_POSTMASTER, 0,
                             nullptr, nullptr, nullptr);
 }
 

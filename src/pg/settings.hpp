@@ -56,6 +56,8 @@ struct Settings {
     int coalesce_max_delay_ms;
     int coalesce_lock_timeout_ms;
     int coalesce_memory_kb;
+    int coalesce_ack;
+    int coalesce_queue_size;
     int submit_workers;
     int submit_key_retention_s;
     char *classes;
@@ -75,6 +77,10 @@ extern bool session_identity_changed;
 constexpr int kMaxCoalesceWorkers = 8;
 constexpr int kMaxCoalesceBatch = 4096;
 constexpr int kMaxSubmitWorkers = 16;
+
+constexpr int kAckCommit = 0;
+constexpr int kAckQueued = 1;
+constexpr int kMaxCoalesceQueue = 65535;
 
 constexpr int kRejectAsError = 0;
 constexpr int kRejectAsFatal = 1;

@@ -24,6 +24,10 @@ StartupInfo *startup_infos = nullptr;
 LWLock *startup_lock = nullptr;
 RequestSlot *request_slots = nullptr;
 LWLock *coalesce_lock = nullptr;
+LazyQueue lazy_queue;
+RequestSlot *lazy_slots = nullptr;
+std::atomic<uint32_t> *lazy_outstanding = nullptr;
+LWLock *lazy_lock = nullptr;
 
 namespace
 {
@@ -40,6 +44,17 @@ uint32_t TicketCount()
     return static_cast<uint32_t>(MaxBackends);
 }
 
+uint32_t LazyCount()
+{
+    return static_cast<uint32_t>(settings.coalesce_queue_size);
+}
+
+Size LazySize()
+{
+    return (sizeof(RequestSlot) + sizeof(LazyLink)) * LazyCount() +
+           sizeof(std::atomic<uint32_t>) * TicketCount();
+}
+
 Size BitmapsSize()
 {
     return kLanes * RequestBitmap::Words(TicketCount()) * sizeof(uint64_t);
@@ -53,7 +68,7 @@ Size SharedSize()
     static_assert(sizeof(StartupInfo) % sizeof(uint64_t) == 0);
     const Size tickets = Gate::TicketsSize(TicketCount());
     return sizeof(Shared) + 2 * tickets + sizeof(RequestSlot) * TicketCount() +
-           sizeof(StartupInfo) * TicketCount() + BitmapsSize();
+           sizeof(StartupInfo) * TicketCount() + BitmapsSize() + LazySize();
 }
 
 void RequestSharedMemory()
@@ -61,7 +76,7 @@ void RequestSharedMemory()
     if (previous_shmem_request_hook)
         previous_shmem_request_hook();
     RequestAddinShmemSpace(SharedSize());
-    RequestNamedLWLockTranche(kTranche, 4);
+    RequestNamedLWLockTranche(kTranche, 5);
 }
 
 // Runs in the postmaster, again after a crash restart; with EXEC_BACKEND also in every child.
@@ -78,11 +93,15 @@ void StartSharedMemory()
     rules_lock = &locks[1].lock;
     startup_lock = &locks[2].lock;
     coalesce_lock = &locks[3].lock;
+    lazy_lock = &locks[4].lock;
     auto *tickets = reinterpret_cast<Ticket *>(static_cast<char *>(memory) + sizeof(Shared));
     Ticket *startup_tickets = tickets + TicketCount();
     request_slots = reinterpret_cast<RequestSlot *>(startup_tickets + TicketCount());
-    startup_infos = reinterpret_cast<StartupInfo *>(request_slots + TicketCount());
+    lazy_slots = request_slots + TicketCount();
+    startup_infos = reinterpret_cast<StartupInfo *>(lazy_slots + LazyCount());
     request_bitmaps = reinterpret_cast<std::atomic<uint64_t> *>(startup_infos + TicketCount());
+    auto *links = reinterpret_cast<LazyLink *>(reinterpret_cast<char *>(request_bitmaps) + BitmapsSize());
+    lazy_outstanding = reinterpret_cast<std::atomic<uint32_t> *>(links + LazyCount());
     if (found) {
         shared = static_cast<Shared *>(memory);
         gate.Attach(&shared->gate, tickets, TicketCount());
@@ -94,10 +113,13 @@ void StartSharedMemory()
         memset(static_cast<void *>(request_slots), 0, sizeof(RequestSlot) * TicketCount());
         memset(static_cast<void *>(startup_infos), 0, sizeof(StartupInfo) * TicketCount());
         memset(static_cast<void *>(request_bitmaps), 0, BitmapsSize());
+        // The pool's slots are written before they are read.
+        memset(static_cast<void *>(lazy_outstanding), 0, sizeof(std::atomic<uint32_t>) * TicketCount());
         // The clients of a server that comes back come back together: they wait for the launcher, a moment.
         shared->supervision.last_tick.store(GetCurrentTimestamp());
         shared->statistics_since.store(GetCurrentTimestamp());
     }
+    lazy_queue.Attach(&shared->coalescing.lazy_pool, links, LazyCount());
     LWLockRelease(AddinShmemInitLock);
 
     if (!found) {

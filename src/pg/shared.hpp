@@ -78,6 +78,13 @@ extern LWLock *startup_lock;       // its queues, grants, class table; storms; f
 extern RequestSlot *request_slots; // one per session, at the index of its PGPROC
 extern LWLock *coalesce_lock;      // lanes, entries of tables' counters
 
+// Requests that were answered before they are written: slots, of weir.coalesce_queue_size; how many of each
+// session are not done yet.
+extern LazyQueue lazy_queue;
+extern RequestSlot *lazy_slots;
+extern std::atomic<uint32_t> *lazy_outstanding;
+extern LWLock *lazy_lock; // lazy_queue, lanes' lists, failures
+
 uint32_t SessionCount(); // tickets and request slots there are
 
 // A lane's bitmap of sessions with requests.

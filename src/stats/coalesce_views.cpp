@@ -60,6 +60,10 @@ void AddTable(ReturnSetInfo *result, const TableStatistics &table)
     row.PutCount(table.batches.load(std::memory_order_relaxed));
     row.PutCount(table.folded.load(std::memory_order_relaxed));
     row.PutCount(table.bytes.load(std::memory_order_relaxed));
+    row.PutCount(table.queued.load(std::memory_order_relaxed));
+    row.PutCount(table.queue_full.load(std::memory_order_relaxed));
+    row.PutInt(table.unwritten.load(std::memory_order_relaxed));
+    row.PutCount(table.failed.load(std::memory_order_relaxed));
     PutReasons<Decline>(&row, table.declined, DeclineName);
     PutReasons<GiveBack>(&row, table.given_back, GiveBackName);
     // A histogram is long: not on the stack beside the executor.
@@ -98,6 +102,35 @@ WEIR_SQL_FUNCTION(weir_coalesce_memory)
     row.PutCount(memory.allocated.load(std::memory_order_relaxed));
     row.PutCount(memory.refused.load(std::memory_order_relaxed));
     return ReturnRow(fcinfo, &row);
+}
+
+WEIR_SQL_FUNCTION(weir_coalesce_failures)
+{
+    ReturnSetInfo *result = BeginRows(fcinfo);
+    auto *ring = static_cast<FailureRing *>(palloc(sizeof(FailureRing)));
+    LWLockAcquire(lazy_lock, LW_SHARED);
+    *ring = shared->coalescing.failures;
+    LWLockRelease(lazy_lock);
+    const uint64_t oldest = ring->count > kFailures ? ring->count - kFailures : 0;
+    for (uint64_t i = ring->count; i-- > oldest;) {
+        const CoalesceFailure &failure = ring->last[i % kFailures];
+        Row row;
+        row.PutCount(i + 1);
+        row.PutTime(failure.at);
+        row.Put(ObjectIdGetDatum(failure.database));
+        row.PutText(failure.schema);
+        row.PutText(failure.table);
+        row.Put(ObjectIdGetDatum(failure.role));
+        row.PutInt(failure.rows);
+        row.PutText(failure.sqlstate);
+        if (failure.constraint[0] != '\0')
+            row.PutText(failure.constraint);
+        else
+            row.PutNull();
+        row.PutText(failure.message);
+        AddRow(result, &row);
+    }
+    return 0;
 }
 
 WEIR_SQL_FUNCTION(weir_stat_submit)
