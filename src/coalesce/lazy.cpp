@@ -301,16 +301,15 @@ void ReportFailure(uint32_t index, const ErrorData *error, const char *schema, c
     failure.role = lazy_queue.Link(index).role;
     failure.relation = slot.relation;
     failure.rows = slot.rows;
-    strlcpy(failure.schema, schema, sizeof(failure.schema));
-    strlcpy(failure.table, table, sizeof(failure.table));
-    strlcpy(failure.constraint, error->constraint_name != nullptr ? error->constraint_name : "",
-            sizeof(failure.constraint));
-    strlcpy(failure.sqlstate, unpack_sql_state(error->sqlerrcode), sizeof(failure.sqlstate));
-    // Not in the middle of a character: it will be read as text.
-    strlcpy(failure.message, error->message,
-            static_cast<size_t>(pg_mbcliplen(error->message, static_cast<int>(strlen(error->message)),
-                                             CoalesceFailure::kMessageSize - 1)) +
-                1);
+    snprintf(failure.schema, sizeof(failure.schema), "%s", schema);
+    snprintf(failure.table, sizeof(failure.table), "%s", table);
+    snprintf(failure.constraint, sizeof(failure.constraint), "%s",
+             error->constraint_name != nullptr ? error->constraint_name : "");
+    snprintf(failure.sqlstate, sizeof(failure.sqlstate), "%s", unpack_sql_state(error->sqlerrcode));
+    // Not cut in the middle of a character: it will be read as text.
+    const int length = pg_mbcliplen(error->message, static_cast<int>(strlen(error->message)),
+                                    CoalesceFailure::kMessageSize - 1);
+    snprintf(failure.message, sizeof(failure.message), "%.*s", length, error->message);
     LWLockRelease(lazy_lock);
     ereport(LOG, (errcode(error->sqlerrcode),
                   errmsg("pg_weir: %u queued rows for table \"%s.%s\" could not be written: %s", slot.rows,
