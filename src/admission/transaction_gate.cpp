@@ -9,6 +9,7 @@
 #include "coalesce/lazy.hpp"
 #include "coalesce/opt_in.hpp"
 #include "coalesce/submit.hpp"
+#include "coalesce/submit_worker.hpp"
 #include "pg/compat.hpp"
 #include "pg/shared.hpp"
 #include "pg/snapshot.hpp"
@@ -376,6 +377,7 @@ void RunCountedUtility(bool holds_query, WEIR_UTILITY_PARAMETERS)
 
 void OnProcessUtility(WEIR_UTILITY_PARAMETERS)
 {
+    CheckUtilityOfUnit(statement->utilityStmt);
     const Oid alone = DatabaseNeededAlone(statement->utilityStmt);
     if (OidIsValid(alone))
         EndWorkersOf(alone);

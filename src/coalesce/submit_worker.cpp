@@ -72,7 +72,8 @@ uint32_t *sessions = nullptr;
 uint32_t next_session = 0; // where the next scan begins
 uint32_t guarded = 0;      // batches still to be run with subtransactions
 int64_t unit_began = 0;
-int64_t forget_at = 0;      // when outcomes of keys are to be forgotten again
+int unit_error = 0;    // SQLSTATE of what has been reported by the unit, whether or not its code caught it
+int64_t forget_at = 0; // when outcomes of keys are to be forgotten again
 bool was_superuser = false; // the role, when we connected
 UnitParameter *parameters = nullptr;
 MemoryContext unit_context = nullptr;
@@ -165,18 +166,58 @@ void CheckTemporaryTables(Entry *entry)
         RefuseUnit(entry, GiveBack::kStatement);
 }
 
-// With the session's settings and role in force.
+// After an error in that unit: why it is given back.
+void LeaveOut(Entry *entry, int sqlstate)
+{
+    if (entry->give_back != GiveBack::kNone)
+        return;
+    const bool locked = sqlstate == ERRCODE_LOCK_NOT_AVAILABLE || sqlstate == ERRCODE_T_R_DEADLOCK_DETECTED;
+    const bool slow = sqlstate == ERRCODE_QUERY_CANCELED &&
+                      GetCurrentTimestamp() - unit_began >= kUnitMs * static_cast<int64_t>(1000);
+    batch.impatient = batch.impatient || locked;
+    entry->give_back = locked ? GiveBack::kRowLocked : slow ? GiveBack::kTooSlow : GiveBack::kError;
+}
+
+void OnReport(void *)
+{
+    const int code = geterrcode();
+    const int category = ERRCODE_TO_CATEGORY(code);
+    if (unit_error == 0 && category != ERRCODE_SUCCESSFUL_COMPLETION && category != ERRCODE_WARNING)
+        unit_error = code;
+}
+
+// What an earlier unit may have left, in this batch or in another attempt, and a session of its own would not
+// have. What is left at the batch's end is CleanSession()'s.
+void ForgetEarlierUnit()
+{
+    PortalHashTableDeleteAll();
+    DropAllPreparedStatements();
+    LockReleaseSession(USER_LOCKMETHOD);
+    ResetSequenceCaches();
+}
+
+// With the session's settings and role in force. A function that catches an error would go on with what only
+// we are to blame for: a lock that we do not wait for, a currval() that we do not have.
 void RunUnit(Entry *entry, const Unit &unit)
 {
     SetCurrentStatementStartTimestamp();
     pgstat_report_activity(STATE_RUNNING, unit.sql);
+    ErrorContextCallback watch = {error_context_stack, OnReport, nullptr};
+    error_context_stack = &watch;
+    unit_error = 0;
     const UnitOutcome outcome = ExecuteUnit(unit, UnitPlace::kWorker);
     if (outcome.refused) {
+        error_context_stack = watch.previous;
         entry->give_back = GiveBack::kStatement;
         return;
     }
     // What a commit would check now.
     AfterTriggerFireDeferred();
+    error_context_stack = watch.previous;
+    if (unit_error != 0) {
+        LeaveOut(entry, unit_error);
+        RefuseUnit(entry, entry->give_back);
+    }
     CheckTemporaryTables(entry);
     entry->rows = outcome.rows;
     batch.replayed += outcome.replayed;
@@ -204,6 +245,7 @@ void ExecuteEntry(Entry *entry)
         return;
     }
     MemoryContextSwitchTo(unit_context);
+    ForgetEarlierUnit();
     const int level = NewGUCNestLevel();
     if (TakeOverSettings(unit.settings, unit.settings_size, unit.role)) {
         BeginClock();
@@ -212,20 +254,7 @@ void ExecuteEntry(Entry *entry)
     } else
         entry->give_back = GiveBack::kSettings;
     AtEOXact_GUC(false, level);
-    ResetSequenceCaches();
     MemoryContextReset(unit_context);
-}
-
-// After an error in that unit: why it is given back.
-void LeaveOut(Entry *entry, int sqlstate)
-{
-    if (entry->give_back != GiveBack::kNone)
-        return;
-    const bool locked = sqlstate == ERRCODE_LOCK_NOT_AVAILABLE || sqlstate == ERRCODE_T_R_DEADLOCK_DETECTED;
-    const bool slow = sqlstate == ERRCODE_QUERY_CANCELED &&
-                      GetCurrentTimestamp() - unit_began >= kUnitMs * static_cast<int64_t>(1000);
-    batch.impatient = batch.impatient || locked;
-    entry->give_back = locked ? GiveBack::kRowLocked : slow ? GiveBack::kTooSlow : GiveBack::kError;
 }
 
 // ---- the transaction ------------------------------------------------------------------------------
@@ -516,6 +545,13 @@ void Serve()
 }
 
 } // namespace
+
+void CheckUtilityOfUnit(const Node *statement)
+{
+    if (batch.at < batch.count && IsA(statement, ConstraintsSetStmt))
+        ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+                        errmsg_internal("SET CONSTRAINTS would be for all units of the batch")));
+}
 
 } // namespace weir
 

@@ -243,12 +243,33 @@ my $superuser = scalar getpwuid($>);
 is_error($apps[0], unit(qq{SELECT keep('SET ROLE "$superuser"')}), '42501', 'nor the superuser');
 $apps[0]->query(unit("SELECT keep(\$\$$_\$\$)"))
   foreach 'SET ROLE team', 'PREPARE p AS SELECT 1', "SET timezone = 'Asia/Tokyo'", 'DECLARE k CURSOR WITH HOLD FOR SELECT 1', 'SELECT pg_advisory_lock(77)';
+poll_until('no lock is left', sub { $admin->value(q{SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 77}) == 0 });
 my $left = q{INSERT INTO t (id, at) SELECT 30, current_user || (SELECT count(*) FROM pg_prepared_statements) || (SELECT count(*) FROM pg_cursors)
 	|| (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 77) || current_setting('timezone')};
 while_worker_waits($apps[5], sub { send_all([ $apps[4] ], unit($left)) });
 $apps[4]->answer;
 like($admin->value('SELECT at FROM t WHERE id = 30'), qr/^app000(?!Asia)/, 'role, prepared statement, cursor, lock and setting do not outlive their batch');
 cmp_ok(figure('units') - $before, '>=', 12, 'all that by a worker');
+
+# An error that is only the worker's must not be caught by the unit's own code either.
+$admin->query($_) foreach 'CREATE SEQUENCE numbers', 'GRANT ALL ON SEQUENCE numbers TO app',
+  q{CREATE FUNCTION careful() RETURNS text LANGUAGE plpgsql AS 'BEGIN RETURN currval($$numbers$$); EXCEPTION WHEN OTHERS THEN RETURN $$none$$; END'};
+$before = figure(q{given_back_by_reason->>'error'});
+$apps[5]->query(q{SELECT nextval('numbers')});
+$apps[5]->query(unit('INSERT INTO t (id, at) SELECT 32, careful()'));
+is($admin->value('SELECT at FROM t WHERE id = 32'), 1, 'a unit that catches an error is executed by its session');
+cmp_ok(figure(q{given_back_by_reason->>'error'}), '>', $before, 'after a worker had tried it');
+
+# Nothing of a unit reaches the next one of its batch.
+$admin->query('CREATE TABLE child (t int REFERENCES t DEFERRABLE); GRANT ALL ON child TO app');
+while_worker_waits($apps[5], sub {
+	send_all([ @apps[ 6 .. 11 ] ], map { (unit(q{SELECT keep('SET CONSTRAINTS ALL DEFERRED')}), unit("INSERT INTO child VALUES ($_); INSERT INTO t VALUES ($_)")) } 33 .. 35) });
+is(join(' ', map { $_->answer->{code} || 'ok' } @apps[ 6 .. 11 ]), 'ok 23503 ok 23503 ok 23503', 'SET CONSTRAINTS');
+while_worker_waits($apps[5], sub {
+	send_all([ @apps[ 6 .. 11 ] ], map { unit("INSERT INTO t (id, at) SELECT $_, count(*) FROM pg_prepared_statements; SELECT keep('PREPARE p$_ AS SELECT 1')") } 60 .. 65) });
+$_->answer foreach @apps[ 6 .. 11 ];
+is(rows_of(q{SELECT at, count(*) FROM t WHERE id >= 60 GROUP BY 1}), '0/6', 'prepared statements');
+$admin->query('DROP TABLE child');
 
 # A setting of a library that the worker has loaded and the session has not is no way around the right to set it.
 $app = app_of($node, options => '-c app.tenant=');
