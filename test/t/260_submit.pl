@@ -198,6 +198,7 @@ while_worker_waits($app, sub {
 	send_all(\@apps, unit('INSERT INTO child VALUES (1)'), unit('INSERT INTO child VALUES (99)'),
 		unit('INSERT INTO child VALUES (98); INSERT INTO t VALUES (98)')) });
 is(join(' ', map { $apps[$_]->answer->{code} || 'ok' } 0 .. 2), 'ok 23503 ok', 'deferred constraints');
+is(figure(q{coalesce(given_back_by_reason->>'batch mate', '0')}), 0, 'none of them harmed the others');
 $admin->query('DROP TABLE child');
 
 note(sprintf '%.1f s', Time::HiRes::time() - $began);
@@ -269,6 +270,9 @@ while_worker_waits($apps[5], sub {
 	send_all([ @apps[ 6 .. 11 ] ], map { unit("INSERT INTO t (id, at) SELECT $_, count(*) FROM pg_prepared_statements; SELECT keep('PREPARE p$_ AS SELECT 1')") } 60 .. 65) });
 $_->answer foreach @apps[ 6 .. 11 ];
 is(rows_of(q{SELECT at, count(*) FROM t WHERE id >= 60 GROUP BY 1}), '0/6', 'prepared statements');
+while_worker_waits($apps[5], sub {
+	send_all([ @apps[ 6 .. 11 ] ], map { (unit("INSERT INTO t (id, at) SELECT $_, nextval('numbers')"), unit("INSERT INTO t (id, at) SELECT -$_, lastval()")) } 70 .. 72) });
+is(join(' ', map { $_->answer->{code} || 'ok' } @apps[ 6 .. 11 ]), 'ok 55000 ok 55000 ok 55000', 'lastval()');
 $admin->query('DROP TABLE child');
 
 # A setting of a library that the worker has loaded and the session has not is no way around the right to set it.
@@ -280,12 +284,20 @@ is(figure(q{given_back_by_reason->>'settings'}) - $before, 1, 'a setting that th
 
 # What belongs into the session.
 $before = figure('units');
-$app = app_of($node);
+$app = app_of($node, options => '-c app.tenant=');
 is($app->value(unit(q{SELECT keep('CREATE TEMP TABLE scratch (v int)'); INSERT INTO scratch VALUES (1)})), 1, 'a temporary table');
 is($app->value('SELECT v FROM scratch'), 1, 'is the session\'s');
 $app->query('CREATE TEMP TABLE t (id int)');
 $app->query(unit('INSERT INTO t VALUES (1000)'));
 is($app->value('SELECT id FROM t'), 1000, 'and hides another table, as always');
+$app = $apps[5];
+$app->query($_) foreach 'BEGIN', unit('INSERT INTO t VALUES (80)'), 'ROLLBACK';
+$answer = $app->pipeline([ unit('INSERT INTO t VALUES (80)') ], ['SELECT 1/0'])->answer;
+is($answer->{code}, '22012', 'a pipeline whose second statement fails');
+$app->query(q{SET default_transaction_isolation = 'repeatable read'});
+$app->query(unit('INSERT INTO t (id, at) SELECT 81, pg_backend_pid()'));
+$app->query('RESET default_transaction_isolation');
+is(rows_of('SELECT id, at FROM t WHERE id >= 80'), '81/' . $app->pid, 'in a transaction block, in a pipeline, or above READ COMMITTED it is part of the transaction');
 is($apps[5]->value(unit("SET work_mem = '5MB'")), 0, 'SET');
 is($apps[5]->value('SHOW work_mem'), '5MB', 'is the session\'s');
 is(figure('units'), $before, 'not by a worker');
