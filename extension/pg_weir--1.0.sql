@@ -538,6 +538,8 @@ COMMENT ON FUNCTION weir.stat_submit() IS 'What the view weir.stat_submit shows.
 REVOKE ALL ON FUNCTION weir.submit(text, text[], text), weir.stat_submit() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION weir.stat_submit() TO pg_monitor;
 GRANT SELECT ON weir.stat_submit TO pg_monitor;
+-- Who owns the database can dump it.
+GRANT SELECT ON weir.submitted_key, weir.coalesced_table TO pg_database_owner;
 
 -- ---- load shedding by query digest --------------------------------------------------------------------------------
 

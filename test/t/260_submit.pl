@@ -261,6 +261,14 @@ $apps[5]->query(unit('INSERT INTO t (id, at) SELECT 32, careful()'));
 is($admin->value('SELECT at FROM t WHERE id = 32'), 1, 'a unit that catches an error is executed by its session');
 cmp_ok(figure(q{given_back_by_reason->>'error'}), '>', $before, 'after a worker had tried it');
 
+# A plan that is kept belongs to who made it, and to his search_path: the types of its parameters may be others for others.
+$admin->query($_) foreach 'CREATE SCHEMA team AUTHORIZATION team', map { ("CREATE TABLE $_", 'GRANT ALL ON ' . (split)[0] . ' TO app, team') }
+  'kind (v int)', 'team.kind (v text)', 'mine.kind (v text)';
+$before = figure('units');
+$_->query(unit('INSERT INTO kind VALUES ($1)', params => ['007'])) foreach @apps[ 5, 5, 5, 1, 2 ];
+is(figure('units') - $before, 5, 'a unit that is known, for three who see three tables');
+is(rows_of('SELECT (SELECT sum(v) FROM kind), (SELECT v FROM team.kind), (SELECT v FROM mine.kind)'), '21/007/007', 'to each his own');
+
 # Nothing of a unit reaches the next one of its batch.
 $admin->query('CREATE TABLE child (t int REFERENCES t DEFERRABLE); GRANT ALL ON child TO app');
 while_worker_waits($apps[5], sub {
@@ -433,6 +441,9 @@ my $count = $restored->value('SELECT sum(v) FROM held');
 is($restored->value(unit('UPDATE held SET v = v + $1 WHERE id > 5', params => [1], key => 'k session')), 4, 'the first outcome');
 is($restored->value('SELECT sum(v) FROM held'), $count, 'in the restored database, too');
 $restored->close;
+$admin->query('CREATE DATABASE owned OWNER app');
+admin_of($node, database => 'owned')->query('CREATE EXTENSION pg_weir');
+$node->command_ok([ 'pg_dump', '-U', 'app', '-f', $dump, 'owned' ], 'pg_dump by who owns the database, and is no superuser');
 
 note(sprintf '%.1f s', Time::HiRes::time() - $began);
 
