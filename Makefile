@@ -5,9 +5,10 @@
 #   make installcheck    pg_regress alone, against the installed server: it must run with pg_weir preloaded
 #   make check           everything there is to check; ONLY=unit,regress,… for some of it
 #   make check-faults    the checker of coalesced writes through 200 kills: about ten minutes
+#   make check-patroni   failover and switchover under Patroni from Debian: about a minute
 #   make demo            a storm, without and with pg_weir; KEEP=1 leaves the server up
 
-GOALS_WITHOUT_PGXS = demo check check-faults deps
+GOALS_WITHOUT_PGXS = demo check check-faults check-patroni deps
 
 ifneq ($(filter $(GOALS_WITHOUT_PGXS),$(MAKECMDGOALS)),)
 
@@ -19,6 +20,9 @@ check:
 
 check-faults:
 	@KILLS=$${KILLS:-200} TAP=210 TAP_SECONDS=3600 scripts/check tap
+
+check-patroni:
+	@test/patroni
 
 deps:
 	@scripts/deps build check demo
