@@ -58,6 +58,9 @@ ifeq ($(filter 15 16 17 18,$(MAJORVERSION)),)
 $(error pg_weir needs PostgreSQL 15 to 18, $(PG_CONFIG) is of $(VERSION))
 endif
 
+# The one file where exceptions are at home (Boost's, which end there). Optimising all of Beast takes long and gains nothing.
+src/http/listener.o: override CXXFLAGS += -fexceptions -frtti -O1
+
 # Link as C++.
 override COMPILER = $(CXX) $(CXXFLAGS)
 # Debian builds for link-time optimisation, which helps nobody here and triples the build.

@@ -541,6 +541,17 @@ GRANT SELECT ON weir.stat_submit TO pg_monitor;
 -- Who owns the database can dump it.
 GRANT SELECT ON weir.submitted_key, weir.coalesced_table TO pg_database_owner;
 
+-- ---- metrics ------------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION weir.metrics() RETURNS text
+LANGUAGE C VOLATILE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'weir_metrics';
+
+COMMENT ON FUNCTION weir.metrics() IS 'Everything that pg_weir counts, of the whole server, in Prometheus''s text format: what /metrics answers on weir.http_port. See docs/monitoring.md.';
+
+REVOKE ALL ON FUNCTION weir.metrics() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION weir.metrics() TO pg_monitor;
+
 -- ---- load shedding by query digest --------------------------------------------------------------------------------
 
 CREATE FUNCTION weir.limit_query(

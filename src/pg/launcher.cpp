@@ -2,6 +2,7 @@
 
 #include "admission/supervisor.hpp"
 #include "coalesce/lanes.hpp"
+#include "http/http_worker.hpp"
 #include "pg/compat.hpp"
 #include "pg/shared.hpp"
 
@@ -83,6 +84,7 @@ void weir_launcher_main(Datum)
         long nap_ms = Supervise(supervisor, GetCurrentTimestamp());
         if (StartWantedWorkers(GetCurrentTimestamp()))
             nap_ms = Min(nap_ms, kMaxStartNapMs);
+        StartHttpWorkerIfWanted(GetCurrentTimestamp());
         // Before we look at the latch: a waiter that comes now sees that it must wake us.
         const bool long_nap = nap_ms > kShortNapMs;
         shared->supervision.napping.store(long_nap ? 1 : 0, std::memory_order_seq_cst);

@@ -1,5 +1,6 @@
 #include "pg/settings.hpp"
 
+#include "http/listener.hpp"
 #include "pg/compat.hpp"
 #include "pg/shared.hpp"
 
@@ -279,6 +280,28 @@ void DefineSubmitting()
                             GUC_UNIT_S, nullptr, nullptr, nullptr);
 }
 
+bool CheckHttpAddress(char **value, void **, GucSource)
+{
+    if (IsHttpAddress(*value))
+        return true;
+    GUC_check_errdetail("\"%s\" is not a numeric address.", *value);
+    GUC_check_errhint(
+        "Write one address of this machine, such as 127.0.0.1 or ::1, or 0.0.0.0 or :: for all of them.");
+    return false;
+}
+
+void DefineEndpoint()
+{
+    DefineCustomIntVariable("weir.http_port",
+                            "Port on which health checks and metrics are answered over HTTP.",
+                            "0: none. Its worker counts towards max_worker_processes.", &settings.http_port,
+                            0, 0, 65535, PGC_SIGHUP, 0, nullptr, nullptr, nullptr);
+    DefineCustomStringVariable(
+        "weir.http_listen_address", "Address on which health checks and metrics are answered.",
+        "Whoever can reach it can read them: there is no authentication.", &settings.http_listen_address,
+        "127.0.0.1", PGC_SIGHUP, 0, CheckHttpAddress, nullptr, nullptr);
+}
+
 } // namespace
 
 const char *ModeName(int mode)
@@ -307,6 +330,7 @@ void DefineSettings()
     DefineCoalescing();
     DefineLargeRequests();
     DefineSubmitting();
+    DefineEndpoint();
     MarkGUCPrefixReserved("weir");
 }
 

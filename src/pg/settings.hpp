@@ -60,6 +60,8 @@ struct Settings {
     int coalesce_queue_size;
     int submit_workers;
     int submit_key_retention_s;
+    int http_port;
+    char *http_listen_address;
     char *classes;
     char *session_class;
     char *class_map;

@@ -12,6 +12,7 @@
 #include "admission/storm_log.hpp"
 #include "coalesce/coalescing.hpp"
 #include "coalesce/submit.hpp"
+#include "http/http_worker.hpp"
 #include "pg/prelude.hpp"
 #include "pg/settings.hpp"
 
@@ -63,6 +64,7 @@ struct Shared {
     StartupShared startups;
     CoalesceShared coalescing;
     SubmitShared submits;
+    HttpShared http;
     std::atomic<int64_t> statistics_since; // TimestampTz of the last weir.reset()
 };
 

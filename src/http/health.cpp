@@ -1,0 +1,82 @@
+#include "http/health.hpp"
+
+#include <initializer_list>
+
+#include "pure_only.hpp"
+
+namespace weir
+{
+
+namespace
+{
+
+// Why it is not a replica to read from; null: it is.
+const char *WhyNotReplica(const HttpRequest &request, const ServerStatus &server) noexcept
+{
+    if (!server.in_recovery)
+        return "this is a primary";
+    if (request.has_min_lsn && server.lsn < request.min_lsn)
+        return "min_lsn is not replayed yet";
+    if (!request.has_max_lag_bytes && !request.has_max_lag_us)
+        return nullptr;
+    if (!server.lag_known)
+        return "lag is not known";
+    if (request.has_max_lag_bytes && server.lag_bytes > request.max_lag_bytes)
+        return "lag in bytes is beyond the bound";
+    if (request.has_max_lag_us && server.lag_us > request.max_lag_us)
+        return "lag in time is beyond the bound";
+    return nullptr;
+}
+
+const char *WhyNot(const HttpRequest &request, const ServerStatus &server) noexcept
+{
+    switch (request.endpoint) {
+    case Endpoint::kPrimary:
+        return server.in_recovery ? "this is a standby" : nullptr;
+    case Endpoint::kReplica:
+        return WhyNotReplica(request, server);
+    default:
+        return nullptr;
+    }
+}
+
+void PutMember(TextWriter *body, const char *name, const char *text) noexcept
+{
+    for (const char *piece : {", \"", name, "\": \""})
+        body->Put(piece);
+    body->PutJson(text);
+    body->PutChar('"');
+}
+
+} // namespace
+
+int AnswerHealth(const HttpRequest &request, const ServerStatus &server, TextWriter *body) noexcept
+{
+    const char *why_not = WhyNot(request, server);
+    body->Put("{\"role\": \"");
+    body->Put(server.in_recovery ? "standby" : "primary");
+    body->Put("\", \"timeline\": ");
+    body->PutCount(server.timeline);
+    body->Put(server.in_recovery ? ", \"replayed\": \"" : ", \"lsn\": \"");
+    body->PutLsn(server.lsn);
+    body->PutChar('"');
+    if (server.in_recovery) {
+        PutMember(body, "state", server.state);
+        if (server.lag_known) {
+            body->Put(", \"lag_bytes\": ");
+            body->PutInt(server.lag_bytes);
+            body->Put(", \"lag_seconds\": ");
+            body->PutReal(static_cast<double>(server.lag_us) / 1e6);
+        } else {
+            body->Put(", \"lag_bytes\": null, \"lag_seconds\": null");
+        }
+    }
+    PutMember(body, "mode", server.mode);
+    body->Put(server.minded ? ", \"launcher\": true" : ", \"launcher\": false");
+    if (why_not != nullptr)
+        PutMember(body, "reason", why_not);
+    body->Put("}\n");
+    return why_not == nullptr ? kHttpOk : kHttpUnavailable;
+}
+
+} // namespace weir
