@@ -552,6 +552,71 @@ COMMENT ON FUNCTION weir.metrics() IS 'Everything that pg_weir counts, of the wh
 REVOKE ALL ON FUNCTION weir.metrics() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION weir.metrics() TO pg_monitor;
 
+-- ---- read your own writes ---------------------------------------------------------------------------------------
+
+CREATE FUNCTION weir.last_commit_lsn() RETURNS pg_lsn
+LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'weir_last_commit_lsn';
+
+CREATE FUNCTION weir.last_commit_token() RETURNS text
+LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'weir_last_commit_token';
+
+CREATE FUNCTION weir.lsn_reached(lsn pg_lsn) RETURNS boolean
+LANGUAGE C VOLATILE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'weir_lsn_reached';
+
+CREATE FUNCTION weir.lsn_reached(token text) RETURNS boolean
+LANGUAGE C VOLATILE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'weir_token_reached';
+
+CREATE PROCEDURE weir.wait_for_lsn(lsn pg_lsn, timeout interval DEFAULT NULL)
+LANGUAGE C
+AS 'MODULE_PATHNAME', 'weir_wait_for_lsn';
+
+CREATE PROCEDURE weir.wait_for_lsn(token text, timeout interval DEFAULT NULL)
+LANGUAGE C
+AS 'MODULE_PATHNAME', 'weir_wait_for_token';
+
+CREATE FUNCTION weir.stat_replay_wait(
+    OUT waiting integer,
+    OUT waited bigint,
+    OUT timed_out bigint,
+    OUT too_late bigint,
+    OUT wait_p50 interval,
+    OUT wait_p95 interval,
+    OUT wait_p99 interval,
+    OUT wait_max interval,
+    OUT since timestamptz)
+RETURNS record
+LANGUAGE C VOLATILE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'weir_stat_replay_wait';
+
+CREATE VIEW weir.stat_replay_wait AS SELECT * FROM weir.stat_replay_wait();
+
+COMMENT ON VIEW weir.stat_replay_wait IS 'Waits on this standby until WAL is replayed (weir.min_lsn, weir.wait_for_lsn), since the last weir.reset(): see docs/read-your-writes.md.';
+COMMENT ON COLUMN weir.stat_replay_wait.waiting IS 'sessions that wait now';
+COMMENT ON COLUMN weir.stat_replay_wait.waited IS 'waits that ended; what was replayed already is not counted';
+COMMENT ON COLUMN weir.stat_replay_wait.timed_out IS 'of these: with SQLSTATE 57014 after weir.lsn_wait_timeout, or the timeout given';
+COMMENT ON COLUMN weir.stat_replay_wait.too_late IS 'refused with SQLSTATE 25001: the transaction had a snapshot or had run a query';
+COMMENT ON COLUMN weir.stat_replay_wait.wait_p50 IS 'median wait';
+COMMENT ON COLUMN weir.stat_replay_wait.wait_p95 IS '95th percentile of the waits';
+COMMENT ON COLUMN weir.stat_replay_wait.wait_p99 IS '99th percentile of the waits';
+COMMENT ON COLUMN weir.stat_replay_wait.wait_max IS 'longest wait';
+COMMENT ON COLUMN weir.stat_replay_wait.since IS 'when counting began';
+
+COMMENT ON FUNCTION weir.last_commit_lsn() IS 'The end of this session''s last commit record on the primary, coalesced writes included: what a standby must have replayed to show it. NULL: this session has written nothing. Ask in a transaction of its own, after the commit.';
+COMMENT ON FUNCTION weir.last_commit_token() IS 'The same with the timeline (0/3000060@1), as weir.min_lsn takes it: then a write that a promotion lost is an error instead of a stale read.';
+COMMENT ON FUNCTION weir.lsn_reached(pg_lsn) IS 'Whether WAL is replayed up to there; does not wait. On a primary: true, or an error if its WAL does not reach so far (SQLSTATE 55000).';
+COMMENT ON FUNCTION weir.lsn_reached(text) IS 'The same for a token, LSN or LSN@timeline; an error if that is not part of this server''s history (SQLSTATE 55000).';
+COMMENT ON PROCEDURE weir.wait_for_lsn(pg_lsn, interval) IS 'Waits until WAL is replayed up to there, without a snapshot. SQLSTATE 57014 after the timeout (NULL: weir.lsn_wait_timeout; 0: no wait), 25001 where the transaction has a snapshot or ran a query. NULL: returns at once.';
+COMMENT ON PROCEDURE weir.wait_for_lsn(text, interval) IS 'The same for a token, LSN or LSN@timeline; an error if that is not part of this server''s history (SQLSTATE 55000).';
+COMMENT ON FUNCTION weir.stat_replay_wait() IS 'What the view weir.stat_replay_wait shows.';
+
+REVOKE ALL ON FUNCTION weir.stat_replay_wait() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION weir.stat_replay_wait() TO pg_monitor;
+GRANT SELECT ON weir.stat_replay_wait TO pg_monitor;
+
 -- ---- load shedding by query digest --------------------------------------------------------------------------------
 
 CREATE FUNCTION weir.limit_query(

@@ -97,6 +97,22 @@ start_server() {
         { cat "$directory.start" "$directory/log" >&2 && return 1; }
 }
 
+# start_copy NAME PRIMARY LINE...: a standby from a base backup.
+start_copy() {
+    local name=$1 primary=$2 directory=$work/$1
+    shift 2
+    mkdir "$directory"
+    give_to_server "$directory"
+    as_server pg_basebackup -D "$directory/data" -h "$work/$primary" -p "${server_port[$primary]}" -U "$superuser" -c fast -R >"$directory.backup" 2>&1 ||
+        { cat "$directory.backup" >&2 && return 1; }
+    next_port=$((next_port + 1))
+    server_port[$name]=$next_port
+    printf '%s\n' "unix_socket_directories = '$directory'" "port = $next_port" "$@" |
+        as_server tee -a "$directory/data/postgresql.conf" "$directory/data/postgresql.auto.conf" >/dev/null
+    as_server pg_ctl -D "$directory/data" -l "$directory/log" -w start >"$directory.start" 2>&1 ||
+        { cat "$directory.start" "$directory/log" >&2 && return 1; }
+}
+
 stop_server() {
     as_server pg_ctl -D "$work/$1/data" -w -m immediate stop >/dev/null 2>&1
     unset "server_port[$1]"

@@ -1,5 +1,9 @@
 -- Every setting: its default and range, who may change it and when, and what is said of a mistake. Nothing stays set.
 
+-- A line for each row, as it is: what is added changes no other line.
+\pset format unaligned
+\pset footer off
+
 -- what there is
 SELECT name, boot_val AS "default", unit, context, vartype, min_val, max_val, enumvals
 FROM pg_settings WHERE name LIKE 'weir.%' ORDER BY name COLLATE "C";
@@ -40,6 +44,10 @@ SET weir.superuser_bypass = off;
 SET weir.reject_as = 'fatal';
 SET weir.classes = 'a:';
 SET weir.class_map = 'role=a => b';
+SET weir.min_lsn = '0/x';
+SET weir.min_lsn = '0/1@0';
+SET weir.min_lsn = '0/1 ';
+SET weir.lsn_wait_timeout = '2h';
 SET weir.nonsense = 1;
 ALTER SYSTEM SET weir.nonsense = 1;
 

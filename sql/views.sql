@@ -1,5 +1,9 @@
 -- What the views are: names and types are promised to those who monitor. Who may read them; and weir.reset().
 
+-- A line for each row, as it is: what is added changes no other line.
+\pset format unaligned
+\pset footer off
+
 -- columns
 SELECT c.relname AS view, a.attname AS "column", format_type(a.atttypid, a.atttypmod) AS type
 FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid

@@ -8,6 +8,7 @@
 #include "pg/launcher.hpp"
 #include "pg/settings.hpp"
 #include "pg/shared.hpp"
+#include "replicas/read_your_writes.hpp"
 
 _Pragma("GCC visibility push(default)") extern "C"
 {
@@ -34,5 +35,6 @@ _Pragma("GCC visibility pop")
     weir::InstallInterceptor();
     weir::InstallLazy();
     weir::InstallSubmit();
+    weir::InstallReadYourWrites();
     weir::RegisterLauncher();
 }

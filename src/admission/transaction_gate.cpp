@@ -14,9 +14,11 @@
 #include "pg/shared.hpp"
 #include "pg/snapshot.hpp"
 #include "pg/wait.hpp"
+#include "replicas/read_your_writes.hpp"
 
 extern "C" {
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_authid_d.h"
 #include "catalog/pg_namespace_d.h"
@@ -217,6 +219,11 @@ void Touch()
 // Rules first: what they refuse must not wait for a slot before it hears of it.
 void OnExecutorStart(QueryDesc *query_desc, int eflags)
 {
+    if (ActivePortal != nullptr && IsClientBackend()) {
+        if (min_lsn_pending)
+            HonourMinLsnBeforeQuery(query_desc);
+        NoteQuery();
+    }
     if (query_desc->operation != CMD_SELECT && (eflags & EXEC_FLAG_EXPLAIN_ONLY) == 0 && HasQueued() &&
         !MayBeQueued(query_desc)) {
         // With a snapshot that sees them.
@@ -375,18 +382,8 @@ void RunCountedUtility(bool holds_query, WEIR_UTILITY_PARAMETERS)
     EndCountedUtility(holds_query);
 }
 
-void OnProcessUtility(WEIR_UTILITY_PARAMETERS)
+void GateUtility(UtilityKind kind, WEIR_UTILITY_PARAMETERS)
 {
-    CheckUtilityOfUnit(statement->utilityStmt);
-    const Oid alone = DatabaseNeededAlone(statement->utilityStmt);
-    if (OidIsValid(alone))
-        EndWorkersOf(alone);
-    MindQueued(statement->utilityStmt);
-    if (CurrentMode() == Mode::kOff) {
-        RunUtility(WEIR_UTILITY_ARGUMENTS);
-        return;
-    }
-    const UtilityKind kind = KindOf(statement->utilityStmt);
     const bool holds_query = kind == UtilityKind::kWork && QueryRulesInForce() &&
                              EnterUtility(static_cast<uint64>(statement->queryId));
     if ((kind == UtilityKind::kBegin || kind == UtilityKind::kWork) && NeedsJudgement())
@@ -398,6 +395,37 @@ void OnProcessUtility(WEIR_UTILITY_PARAMETERS)
         return;
     }
     RunCountedUtility(holds_query, WEIR_UTILITY_ARGUMENTS);
+}
+
+// A session may ask to read its own writes whatever the mode is.
+void OnProcessUtility(WEIR_UTILITY_PARAMETERS)
+{
+    const Node *node = statement->utilityStmt;
+    CheckUtilityOfUnit(statement->utilityStmt);
+    // Asked now: the statement may be gone afterwards.
+    const bool sets = nodeTag(node) == T_VariableSetStmt;
+    const bool commits_prepared =
+        nodeTag(node) == T_TransactionStmt &&
+        reinterpret_cast<const TransactionStmt *>(node)->kind == TRANS_STMT_COMMIT_PREPARED;
+    const UtilityKind kind = KindOf(node);
+    const Oid alone = DatabaseNeededAlone(node);
+    if (OidIsValid(alone))
+        EndWorkersOf(alone);
+    MindQueued(statement->utilityStmt);
+    if (IsClientBackend()) {
+        if (min_lsn_pending && (kind == UtilityKind::kBegin || kind == UtilityKind::kWork))
+            HonourMinLsnBeforeUtility();
+        if (kind == UtilityKind::kWork)
+            NoteQuery();
+    }
+    if (CurrentMode() == Mode::kOff)
+        RunUtility(WEIR_UTILITY_ARGUMENTS);
+    else
+        GateUtility(kind, WEIR_UTILITY_ARGUMENTS);
+    if (commits_prepared)
+        NoteCommit(XactLastRecEnd);
+    if (sets && min_lsn_pending && IsClientBackend())
+        HonourMinLsnAfterSet();
 }
 
 } // namespace

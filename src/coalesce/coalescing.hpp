@@ -57,10 +57,11 @@ struct alignas(128) Lane {
     // Read by anybody.
     std::atomic<uint32_t> state;
     std::atomic<uint32_t> database;
-    std::atomic<uint32_t> number; // which of its database's
-    std::atomic<uint32_t> role;   // of a submitter: whose units it runs; 0: a coalescer's lane
-    std::atomic<uint32_t> epoch;  // moves on with each worker
-    std::atomic<uint32_t> stop;   // its database is about to be dropped, renamed, copied
+    std::atomic<uint32_t> number;     // which of its database's
+    std::atomic<uint32_t> role;       // of a submitter: whose units it runs; 0: a coalescer's lane
+    std::atomic<uint32_t> epoch;      // moves on with each worker
+    std::atomic<uint64_t> commit_end; // the worker's: end of the last commit record, before the answers are
+    std::atomic<uint32_t> stop;       // its database is about to be dropped, renamed, copied
     std::atomic<int64_t>
         since; // when it entered this state (TimestampTz); for kWanted: not to be tried before
 

@@ -11,6 +11,7 @@
 #include "pg/shared.hpp"
 #include "pg/together.hpp"
 #include "pg/wait.hpp"
+#include "replicas/read_your_writes.hpp"
 
 extern "C" {
 #include "access/transam.h"
@@ -237,6 +238,8 @@ Verdict HandOver(RequestSlot *slot, Lane *lane, Histogram *waits)
         OwnLargePayloads(slot);
         slot->Collect();
     }
+    if (verdict != Verdict::kNotExecuted)
+        NoteCommit(lane->commit_end.load());
     RESUME_INTERRUPTS();
     waits->Record(GetCurrentTimestamp() - began);
     return verdict;

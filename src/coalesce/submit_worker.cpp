@@ -114,6 +114,7 @@ void CountBatch(uint32_t units, uint64_t rows)
 // Answers everybody, each with the batch's verdict unless it was left out, and wakes them.
 void EndBatch(Verdict verdict)
 {
+    lane->commit_end.store(XactLastCommitEnd);
     uint32_t count = 0;
     uint32_t units = 0;
     uint64_t rows = 0;

@@ -184,6 +184,7 @@ void Postpone(LazyLink *link, GiveBack why)
 // Answers everybody, each with the batch's verdict unless it was left out, and wakes them.
 void EndBatch(Verdict verdict)
 {
+    lane->commit_end.store(XactLastCommitEnd);
     static uint32_t of_table[kCoalescedTables];
     uint32_t count = 0;
     for (uint32_t i = 0; i < batch.count; i++) {

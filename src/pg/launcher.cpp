@@ -5,6 +5,7 @@
 #include "http/http_worker.hpp"
 #include "pg/compat.hpp"
 #include "pg/shared.hpp"
+#include "replicas/replay_wait.hpp"
 
 extern "C" {
 #include "pgstat.h"
@@ -90,7 +91,7 @@ void weir_launcher_main(Datum)
         shared->supervision.napping.store(long_nap ? 1 : 0, std::memory_order_seq_cst);
         if (long_nap && (gate.Waiting() > 0 || startup_gate.Waiting() > 0))
             SetLatch(MyLatch);
-        WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, nap_ms, wait_event);
+        NapMindingReplay(nap_ms, wait_event);
         ResetLatch(MyLatch);
         shared->supervision.napping.store(0, std::memory_order_seq_cst);
         CHECK_FOR_INTERRUPTS();

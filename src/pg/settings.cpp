@@ -13,6 +13,7 @@ namespace weir
 
 Settings settings;
 bool session_identity_changed = true;
+bool min_lsn_pending = false;
 
 namespace
 {
@@ -127,6 +128,20 @@ bool CheckSessionClass(char **value, void **, GucSource source)
 void AssignSessionClass(const char *, void *)
 {
     session_identity_changed = true;
+}
+
+bool CheckMinLsn(char **value, void **extra, GucSource)
+{
+    if (CheckText<LsnToken>(ParseLsnToken, *value, extra))
+        return true;
+    GUC_check_errhint("%s", kLsnTokenGrammar);
+    return false;
+}
+
+void AssignMinLsn(const char *, void *extra)
+{
+    settings.min_lsn_token = static_cast<const LsnToken *>(extra);
+    min_lsn_pending = settings.min_lsn_token != nullptr && settings.min_lsn_token->lsn != 0;
 }
 
 void DefineLimits()
@@ -302,6 +317,18 @@ void DefineEndpoint()
         "127.0.0.1", PGC_SIGHUP, 0, CheckHttpAddress, nullptr, nullptr);
 }
 
+void DefineReadYourWrites()
+{
+    DefineCustomStringVariable(
+        "weir.min_lsn", "On a standby, this session's transactions begin when WAL is replayed up to here.",
+        "An LSN, or LSN@timeline, as weir.last_commit_token() returns it on the primary. Empty: no wait.",
+        &settings.min_lsn, "", PGC_USERSET, 0, CheckMinLsn, AssignMinLsn, nullptr);
+    DefineCustomIntVariable("weir.lsn_wait_timeout", "Longest wait for weir.min_lsn to be replayed.",
+                            "Then the statement fails with SQLSTATE 57014. 0: it does not wait.",
+                            &settings.lsn_wait_timeout_ms, 1000, 0, kMaxLsnWaitTimeoutMs, PGC_USERSET,
+                            GUC_UNIT_MS, nullptr, nullptr, nullptr);
+}
+
 } // namespace
 
 const char *ModeName(int mode)
@@ -331,6 +358,7 @@ void DefineSettings()
     DefineLargeRequests();
     DefineSubmitting();
     DefineEndpoint();
+    DefineReadYourWrites();
     MarkGUCPrefixReserved("weir");
 }
 

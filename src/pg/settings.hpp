@@ -9,6 +9,7 @@
 #include "admission/class_map.hpp"
 #include "admission/class_spec.hpp"
 #include "pg/prelude.hpp"
+#include "replicas/lsn_token.hpp"
 
 extern "C" {
 #include "datatype/timestamp.h"
@@ -62,19 +63,25 @@ struct Settings {
     int submit_key_retention_s;
     int http_port;
     char *http_listen_address;
+    int lsn_wait_timeout_ms;
     char *classes;
     char *session_class;
     char *class_map;
+    char *min_lsn;
 
     // What check hooks made of the texts; null: empty. Owned by guc.c.
     const ClassSpecs *class_specs;
     const ClassMap *class_rules;
+    const LsnToken *min_lsn_token;
 };
 
 extern Settings settings;
 
 // Set by assign hooks when weir.class or weir.class_map changed in this process.
 extern bool session_identity_changed;
+
+// weir.min_lsn changed in this process, and was not seen replayed yet.
+extern bool min_lsn_pending;
 
 constexpr int kMaxCoalesceWorkers = 8;
 constexpr int kMaxCoalesceBatch = 4096;
@@ -83,6 +90,7 @@ constexpr int kMaxSubmitWorkers = 16;
 constexpr int kAckCommit = 0;
 constexpr int kAckQueued = 1;
 constexpr int kMaxCoalesceQueue = 65535;
+constexpr int kMaxLsnWaitTimeoutMs = 3600000;
 
 constexpr int kRejectAsError = 0;
 constexpr int kRejectAsFatal = 1;

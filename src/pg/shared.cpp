@@ -28,6 +28,7 @@ LazyQueue lazy_queue;
 RequestSlot *lazy_slots = nullptr;
 std::atomic<uint32_t> *lazy_outstanding = nullptr;
 LWLock *lazy_lock = nullptr;
+std::atomic<uint64_t> *replay_wanted = nullptr;
 
 namespace
 {
@@ -68,7 +69,8 @@ Size SharedSize()
     static_assert(sizeof(StartupInfo) % sizeof(uint64_t) == 0);
     const Size tickets = Gate::TicketsSize(TicketCount());
     return sizeof(Shared) + 2 * tickets + sizeof(RequestSlot) * TicketCount() +
-           sizeof(StartupInfo) * TicketCount() + BitmapsSize() + LazySize();
+           sizeof(StartupInfo) * TicketCount() + BitmapsSize() + sizeof(uint64_t) * TicketCount() +
+           LazySize();
 }
 
 void RequestSharedMemory()
@@ -100,7 +102,8 @@ void StartSharedMemory()
     lazy_slots = request_slots + TicketCount();
     startup_infos = reinterpret_cast<StartupInfo *>(lazy_slots + LazyCount());
     request_bitmaps = reinterpret_cast<std::atomic<uint64_t> *>(startup_infos + TicketCount());
-    auto *links = reinterpret_cast<LazyLink *>(reinterpret_cast<char *>(request_bitmaps) + BitmapsSize());
+    replay_wanted = request_bitmaps + BitmapsSize() / sizeof(uint64_t);
+    auto *links = reinterpret_cast<LazyLink *>(replay_wanted + TicketCount());
     lazy_outstanding = reinterpret_cast<std::atomic<uint32_t> *>(links + LazyCount());
     if (found) {
         shared = static_cast<Shared *>(memory);
@@ -115,6 +118,7 @@ void StartSharedMemory()
         memset(static_cast<void *>(request_bitmaps), 0, BitmapsSize());
         // The pool's slots are written before they are read.
         memset(static_cast<void *>(lazy_outstanding), 0, sizeof(std::atomic<uint32_t>) * TicketCount());
+        memset(static_cast<void *>(replay_wanted), 0, sizeof(uint64_t) * TicketCount());
         // The clients of a server that comes back come back together: they wait for the launcher, a moment.
         shared->supervision.last_tick.store(GetCurrentTimestamp());
         shared->statistics_since.store(GetCurrentTimestamp());

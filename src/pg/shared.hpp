@@ -15,6 +15,7 @@
 #include "http/http_worker.hpp"
 #include "pg/prelude.hpp"
 #include "pg/settings.hpp"
+#include "replicas/replay_wait.hpp"
 
 extern "C" {
 #include "storage/lwlock.h"
@@ -65,6 +66,7 @@ struct Shared {
     CoalesceShared coalescing;
     SubmitShared submits;
     HttpShared http;
+    ReplayWaitShared replay_waits;
     std::atomic<int64_t> statistics_since; // TimestampTz of the last weir.reset()
 };
 
@@ -85,7 +87,8 @@ extern LWLock *coalesce_lock;      // lanes, entries of tables' counters
 extern LazyQueue lazy_queue;
 extern RequestSlot *lazy_slots;
 extern std::atomic<uint32_t> *lazy_outstanding;
-extern LWLock *lazy_lock; // lazy_queue, lanes' lists, failures
+extern LWLock *lazy_lock;                    // lazy_queue, lanes' lists, failures
+extern std::atomic<uint64_t> *replay_wanted; // one per session, at the index of its PGPROC
 
 uint32_t SessionCount(); // tickets and request slots there are
 

@@ -242,6 +242,9 @@ WEIR_SQL_FUNCTION(weir_reset)
     gate.ResetStatistics();
     startup_gate.ResetStatistics();
     shared->startups.held.store(0);
+    shared->replay_waits.timed_out.store(0);
+    shared->replay_waits.too_late.store(0);
+    shared->replay_waits.waits.Reset();
     for (TableStatistics &table : shared->coalescing.tables)
         table.Reset();
     shared->coalescing.large.allocated.store(0);

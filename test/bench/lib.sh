@@ -5,6 +5,7 @@
 #   begin_systems                      prefix and work directory ($work); everything is removed at exit
 #   start_system NAME SCALE [LINE...]  a server with database and ordinary role "bench"; with the library if NAME is weir; LINE
 #                                      as in start_server
+#   start_standby NAME PRIMARY [LINE...]   a streaming standby of that server
 #   start_bouncer SYSTEM POOL          PgBouncer in transaction mode before that server, as system "pgbouncer"
 #   use SYSTEM                         where pgbench connects to from now on, as role "bench": superusers pass every gate
 #   choose plain|pgbouncer|adaptive|"limit N"    the same, and the limit of the server with the library
@@ -78,6 +79,23 @@ start_system() {
     [ "$system" != weir ] || admin "$system" "CREATE EXTENSION pg_weir"
     use "$system"
     pgbench -i -q -s "$scale" >"$work/init.log" 2>&1 || { cat "$work/init.log" >&2 && return 1; }
+}
+
+start_standby() {
+    local name=$1 primary=$2
+    shift 2
+    start_copy "$name" "$primary" "primary_conninfo = 'host=$work/$primary port=${server_port[$primary]} user=$superuser application_name=$name'" "$@"
+    system_database[$name]=${system_database[$primary]}
+    wait_caught_up "$name" "$primary"
+}
+
+# wait_caught_up STANDBY PRIMARY: until the standby has replayed what the primary has written by now.
+wait_caught_up() {
+    local lsn
+    lsn=$(admin "$2" "SELECT pg_current_wal_lsn()")
+    until [ "$(admin "$1" "SELECT pg_last_wal_replay_lsn() >= '$lsn'")" = t ]; do
+        pause 0.02
+    done
 }
 
 # server_of SYSTEM: the server behind what a table calls by another name.
