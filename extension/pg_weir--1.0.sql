@@ -678,3 +678,117 @@ REVOKE ALL ON FUNCTION weir.limit_query(bigint, integer, text, interval), weir.b
     weir.drop_query_rule(bigint), weir.query_rules() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION weir.query_rules() TO pg_monitor;
 GRANT SELECT ON weir.query_rules TO pg_monitor;
+
+-- ---- replicas ---------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION weir.stat_replica(
+    OUT kind text,
+    OUT application_name text,
+    OUT region text,
+    OUT node text,
+    OUT address text,
+    OUT pid integer,
+    OUT state text,
+    OUT since timestamptz,
+    OUT sync_priority integer,
+    OUT counts boolean,
+    OUT sent_lsn pg_lsn,
+    OUT write_lsn pg_lsn,
+    OUT flush_lsn pg_lsn,
+    OUT replay_lsn pg_lsn,
+    OUT write_lag_bytes bigint,
+    OUT flush_lag_bytes bigint,
+    OUT replay_lag_bytes bigint,
+    OUT write_lag interval,
+    OUT flush_lag interval,
+    OUT replay_lag interval,
+    OUT lag_p50_1m interval,
+    OUT lag_p95_1m interval,
+    OUT lag_p99_1m interval,
+    OUT lag_max_1m interval,
+    OUT lag_p50_5m interval,
+    OUT lag_p95_5m interval,
+    OUT lag_p99_5m interval,
+    OUT lag_max_5m interval,
+    OUT lag_p50_1h interval,
+    OUT lag_p95_1h interval,
+    OUT lag_p99_1h interval,
+    OUT lag_max_1h interval,
+    OUT replay_rate bigint,
+    OUT wal_rate bigint,
+    OUT catch_up interval,
+    OUT reply_at timestamptz,
+    OUT clock_skew interval,
+    OUT sampled_at timestamptz)
+RETURNS SETOF record
+LANGUAGE C VOLATILE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'weir_stat_replica';
+
+CREATE FUNCTION weir.replica_lag_history(
+    OUT at timestamptz,
+    OUT kind text,
+    OUT application_name text,
+    OUT replay_lag interval,
+    OUT replay_lag_bytes bigint,
+    OUT replay_rate bigint)
+RETURNS SETOF record
+LANGUAGE C VOLATILE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'weir_replica_lag_history';
+
+CREATE VIEW weir.stat_replica AS SELECT * FROM weir.stat_replica();
+CREATE VIEW weir.replica_lag_history AS SELECT * FROM weir.replica_lag_history();
+
+COMMENT ON VIEW weir.stat_replica IS 'Replication as it is now: a row per standby of this server, also those lost in the last 24 hours; on a standby also its own.';
+COMMENT ON COLUMN weir.stat_replica.kind IS 'standby: one that gets WAL from this server; self: this server, if it is a standby';
+COMMENT ON COLUMN weir.stat_replica.application_name IS 'as the standby gives it (primary_conninfo, else its cluster_name); of self: cluster_name';
+COMMENT ON COLUMN weir.stat_replica.region IS 'what stands before the "/" in application_name; NULL: no "/"';
+COMMENT ON COLUMN weir.stat_replica.node IS 'what stands after it';
+COMMENT ON COLUMN weir.stat_replica.address IS 'address of the standby, NULL: a Unix socket; of self: host that it gets WAL from';
+COMMENT ON COLUMN weir.stat_replica.pid IS 'its walsender here; NULL: disconnected, or self';
+COMMENT ON COLUMN weir.stat_replica.state IS 'streaming, catchup (has not caught up since it connected), archive, paused, disconnected, unknown';
+COMMENT ON COLUMN weir.stat_replica.since IS 'when it connected or was lost; of self: when this server started or was promoted';
+COMMENT ON COLUMN weir.stat_replica.sync_priority IS 'as in pg_stat_replication; 0: asynchronous';
+COMMENT ON COLUMN weir.stat_replica.counts IS 'whether it counts for the throttle and weir.check_throttle()';
+COMMENT ON COLUMN weir.stat_replica.sent_lsn IS 'sent to it; of self: end of WAL on the sender, as last heard';
+COMMENT ON COLUMN weir.stat_replica.write_lsn IS 'written by it';
+COMMENT ON COLUMN weir.stat_replica.flush_lsn IS 'flushed by it';
+COMMENT ON COLUMN weir.stat_replica.replay_lsn IS 'replayed by it; NULL: it replays nothing, as pg_receivewal';
+COMMENT ON COLUMN weir.stat_replica.write_lag_bytes IS 'WAL that it has not written';
+COMMENT ON COLUMN weir.stat_replica.flush_lag_bytes IS 'WAL that it has not flushed';
+COMMENT ON COLUMN weir.stat_replica.replay_lag_bytes IS 'WAL that it has not replayed; of what replays nothing, not flushed or written';
+COMMENT ON COLUMN weir.stat_replica.write_lag IS 'age of the oldest WAL that it has not written; 0: it has all';
+COMMENT ON COLUMN weir.stat_replica.flush_lag IS 'age of the oldest WAL that it has not flushed';
+COMMENT ON COLUMN weir.stat_replica.replay_lag IS 'age of the oldest WAL that it has not replayed; grows while it is paused, stuck or disconnected; never NULL';
+COMMENT ON COLUMN weir.stat_replica.lag_p50_1m IS 'median of replay_lag over the last minute; error at most 12.5 %';
+COMMENT ON COLUMN weir.stat_replica.lag_p95_1m IS '95th percentile of replay_lag over the last minute; error at most 12.5 %';
+COMMENT ON COLUMN weir.stat_replica.lag_p99_1m IS '99th percentile of replay_lag over the last minute; error at most 12.5 %';
+COMMENT ON COLUMN weir.stat_replica.lag_max_1m IS 'largest of replay_lag over the last minute';
+COMMENT ON COLUMN weir.stat_replica.lag_p50_5m IS 'median of replay_lag over the last 5 minutes; error at most 12.5 %';
+COMMENT ON COLUMN weir.stat_replica.lag_p95_5m IS '95th percentile of replay_lag over the last 5 minutes; error at most 12.5 %';
+COMMENT ON COLUMN weir.stat_replica.lag_p99_5m IS '99th percentile of replay_lag over the last 5 minutes; error at most 12.5 %';
+COMMENT ON COLUMN weir.stat_replica.lag_max_5m IS 'largest of replay_lag over the last 5 minutes';
+COMMENT ON COLUMN weir.stat_replica.lag_p50_1h IS 'median of replay_lag over the last hour; error at most 12.5 %';
+COMMENT ON COLUMN weir.stat_replica.lag_p95_1h IS '95th percentile of replay_lag over the last hour; error at most 12.5 %';
+COMMENT ON COLUMN weir.stat_replica.lag_p99_1h IS '99th percentile of replay_lag over the last hour; error at most 12.5 %';
+COMMENT ON COLUMN weir.stat_replica.lag_max_1h IS 'largest of replay_lag over the last hour';
+COMMENT ON COLUMN weir.stat_replica.replay_rate IS 'bytes of WAL a second that it replays, mean of about 3 s';
+COMMENT ON COLUMN weir.stat_replica.wal_rate IS 'bytes of WAL a second that this server makes, or on a standby receives';
+COMMENT ON COLUMN weir.stat_replica.catch_up IS 'until it has caught up at these rates; NULL: never';
+COMMENT ON COLUMN weir.stat_replica.reply_at IS 'its last message, by its own clock; of self: when the sender was last heard';
+COMMENT ON COLUMN weir.stat_replica.clock_skew IS 'of self: this clock minus the senders and the shortest transfer seen; NULL: not known, or not self';
+COMMENT ON COLUMN weir.stat_replica.sampled_at IS 'when all this was so';
+
+COMMENT ON VIEW weir.replica_lag_history IS 'Lag of each standby, a row a second; the last 8192 rows of all standbys together.';
+COMMENT ON COLUMN weir.replica_lag_history.at IS 'when';
+COMMENT ON COLUMN weir.replica_lag_history.kind IS 'standby or self, as in weir.stat_replica';
+COMMENT ON COLUMN weir.replica_lag_history.application_name IS 'of the standby';
+COMMENT ON COLUMN weir.replica_lag_history.replay_lag IS 'then';
+COMMENT ON COLUMN weir.replica_lag_history.replay_lag_bytes IS 'then';
+COMMENT ON COLUMN weir.replica_lag_history.replay_rate IS 'bytes of WAL a second that it replayed';
+
+COMMENT ON FUNCTION weir.stat_replica() IS 'What the view weir.stat_replica shows. Reads shared memory only.';
+COMMENT ON FUNCTION weir.replica_lag_history() IS 'What the view weir.replica_lag_history shows.';
+
+REVOKE ALL ON FUNCTION weir.stat_replica(), weir.replica_lag_history() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION weir.stat_replica(), weir.replica_lag_history() TO pg_monitor;
+GRANT SELECT ON weir.stat_replica, weir.replica_lag_history TO pg_monitor;

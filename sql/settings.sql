@@ -44,6 +44,10 @@ SET weir.superuser_bypass = off;
 SET weir.reject_as = 'fatal';
 SET weir.classes = 'a:';
 SET weir.class_map = 'role=a => b';
+SET weir.lag_sample_interval = 1;
+SET weir.heartbeat_interval = 1;
+SET weir.lag_replicas = 'a';
+SET weir.region = 'a';
 SET weir.min_lsn = '0/x';
 SET weir.min_lsn = '0/1@0';
 SET weir.min_lsn = '0/1 ';
@@ -89,6 +93,12 @@ ALTER SYSTEM SET weir.idle_yield = '61 min';
 ALTER SYSTEM SET weir.stall_timeout = -1;
 ALTER SYSTEM SET weir.superuser_bypass = 'sometimes';
 ALTER SYSTEM SET weir.reject_as = 'warning';
+ALTER SYSTEM SET weir.lag_sample_interval = '5ms';
+ALTER SYSTEM SET weir.lag_sample_interval = '61s';
+ALTER SYSTEM SET weir.heartbeat_interval = -1;
+ALTER SYSTEM SET weir.heartbeat_interval = '61min';
+SELECT 'eu/*,' || repeat('x', 256) AS long \gset
+ALTER SYSTEM SET weir.lag_replicas = :'long';
 
 -- weir.classes: mistakes
 ALTER SYSTEM SET weir.classes = '7up:';

@@ -42,6 +42,8 @@ SELECT count(*) FROM weir.activity WHERE pid = pg_backend_pid();
 SELECT class, weight, max_startups, startup_rate, waiting FROM weir.stat_startup;
 SELECT adaptive, max_startups > 0 AS has_limit, waiting FROM weir.startup_limit;
 SELECT count(*) FROM weir.storms;
+SELECT count(*) FROM weir.stat_replica;
+SELECT count(*) FROM weir.replica_lag_history;
 SELECT count(*) <= 600 AS ten_minutes, count(*) FILTER (WHERE at > clock_timestamp()) AS future FROM weir.admission_history;
 
 -- who may
@@ -62,6 +64,8 @@ SELECT * FROM weir.admission_history;
 SELECT * FROM weir.stat_startup;
 SELECT * FROM weir.startup_limit;
 SELECT * FROM weir.storms;
+SELECT * FROM weir.stat_replica;
+SELECT * FROM weir.replica_lag_history;
 SELECT * FROM weir.stat_admission();
 SELECT * FROM weir.stat_class();
 SELECT * FROM weir.activity();
@@ -72,6 +76,7 @@ SELECT mode FROM weir.stat_admission;
 SELECT class FROM weir.stat_class;
 SELECT count(*) FROM weir.activity WHERE state = 'waiting';
 SELECT count(*) >= 0 AS readable FROM weir.admission_history;
+SELECT count(*) FROM weir.stat_replica;
 UPDATE weir.stat_admission SET mode = 'off';
 SELECT weir.reset();
 RESET ROLE;

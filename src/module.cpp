@@ -9,6 +9,7 @@
 #include "pg/settings.hpp"
 #include "pg/shared.hpp"
 #include "replicas/read_your_writes.hpp"
+#include "replicas/sampler.hpp"
 
 _Pragma("GCC visibility push(default)") extern "C"
 {
@@ -37,4 +38,5 @@ _Pragma("GCC visibility pop")
     weir::InstallSubmit();
     weir::InstallReadYourWrites();
     weir::RegisterLauncher();
+    weir::RegisterSampler();
 }

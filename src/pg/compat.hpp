@@ -21,10 +21,12 @@ extern "C" {
 #include "nodes/nodeFuncs.h"
 #include "parser/parse_relation.h"
 #include "postmaster/postmaster.h"
+#include "replication/slot.h"
 #include "replication/walsender_private.h"
 #include "storage/lock.h"
 #include "storage/proc.h"
 #include "utils/acl.h"
+#include "utils/backend_status.h"
 #include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/guc_tables.h"
@@ -342,6 +344,43 @@ inline bool SyncStandbysAreDefined()
 #else
     return WalSndCtl->sync_standbys_defined;
 #endif
+}
+
+// A walsender of a logical subscription. 16 says so; before, its slot does.
+#if PG_VERSION_NUM >= 160000
+inline bool IsLogicalSender(const WalSnd *sender, int)
+{
+    return sender->kind == REPLICATION_KIND_LOGICAL;
+}
+#else
+inline bool IsLogicalSender(const WalSnd *, int pid)
+{
+    for (int i = 0; i < max_replication_slots; i++) {
+        ReplicationSlot *slot = &ReplicationSlotCtl->replication_slots[i];
+        SpinLockAcquire(&slot->mutex);
+        const bool found = slot->in_use && slot->active_pid == pid && SlotIsLogical(slot);
+        SpinLockRelease(&slot->mutex);
+        if (found)
+            return true;
+    }
+    return false;
+}
+#endif
+
+// The entry of a process in pg_stat_activity, or null; of a copy that
+// pgstat_clear_backend_activity_snapshot() gives back. 16 renamed the way to it.
+inline const PgBackendStatus *FindBackendStatus(int pid)
+{
+    for (int i = 1; i <= pgstat_fetch_stat_numbackends(); i++) {
+#if PG_VERSION_NUM >= 160000
+        const LocalPgBackendStatus *local = pgstat_get_local_beentry_by_index(i);
+#else
+        const LocalPgBackendStatus *local = pgstat_fetch_stat_local_beentry(i);
+#endif
+        if (local != nullptr && local->backendStatus.st_procpid == pid)
+            return &local->backendStatus;
+    }
+    return nullptr;
 }
 
 // 17 tells how much is buffered.

@@ -144,6 +144,14 @@ void AssignMinLsn(const char *, void *extra)
     min_lsn_pending = settings.min_lsn_token != nullptr && settings.min_lsn_token->lsn != 0;
 }
 
+bool CheckReplicas(char **value, void **, GucSource)
+{
+    if (PatternsAreShort(*value))
+        return true;
+    GUC_check_errdetail("A pattern is longer than %u characters.", kMaxPatternSize - 1);
+    return false;
+}
+
 void DefineLimits()
 {
     DefineCustomIntVariable("weir.max_active", "Transactions of clients that may run at once.",
@@ -329,6 +337,27 @@ void DefineReadYourWrites()
                             GUC_UNIT_MS, nullptr, nullptr, nullptr);
 }
 
+void DefineReplicas()
+{
+    DefineCustomIntVariable("weir.lag_sample_interval", "How often replication lag is sampled.", nullptr,
+                            &settings.lag_sample_interval_ms, 100, 10, 60000, PGC_SIGHUP, GUC_UNIT_MS,
+                            nullptr, nullptr, nullptr);
+    DefineCustomIntVariable(
+        "weir.heartbeat_interval",
+        "How often the primary commits an empty transaction while a standby is connected.",
+        "So that lag in time is true when nothing else is written. 0: never.",
+        &settings.heartbeat_interval_ms, 1000, 0, 3600000, PGC_SIGHUP, GUC_UNIT_MS, nullptr, nullptr,
+        nullptr);
+    DefineCustomStringVariable(
+        "weir.lag_replicas",
+        "Which standbys count for weir.max_replica_lag, by patterns of application_name.",
+        "Patterns with * and ?, separated by commas. Example: eu/*, us/reporting", &settings.lag_replicas,
+        "*", PGC_SIGHUP, 0, CheckReplicas, nullptr, nullptr);
+    DefineCustomStringVariable("weir.region", "Where this server is: a label for routers.",
+                               "Standbys tell theirs by application_name: region/node.", &settings.region, "",
+                               PGC_SIGHUP, 0, nullptr, nullptr, nullptr);
+}
+
 } // namespace
 
 const char *ModeName(int mode)
@@ -359,6 +388,7 @@ void DefineSettings()
     DefineSubmitting();
     DefineEndpoint();
     DefineReadYourWrites();
+    DefineReplicas();
     MarkGUCPrefixReserved("weir");
 }
 

@@ -59,6 +59,8 @@ struct Settings {
     int coalesce_memory_kb;
     int coalesce_ack;
     int coalesce_queue_size;
+    int lag_sample_interval_ms;
+    int heartbeat_interval_ms;
     int submit_workers;
     int submit_key_retention_s;
     int http_port;
@@ -68,6 +70,8 @@ struct Settings {
     char *session_class;
     char *class_map;
     char *min_lsn;
+    char *lag_replicas;
+    char *region;
 
     // What check hooks made of the texts; null: empty. Owned by guc.c.
     const ClassSpecs *class_specs;

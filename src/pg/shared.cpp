@@ -29,6 +29,7 @@ RequestSlot *lazy_slots = nullptr;
 std::atomic<uint32_t> *lazy_outstanding = nullptr;
 LWLock *lazy_lock = nullptr;
 std::atomic<uint64_t> *replay_wanted = nullptr;
+LWLock *replica_lock = nullptr;
 
 namespace
 {
@@ -78,7 +79,7 @@ void RequestSharedMemory()
     if (previous_shmem_request_hook)
         previous_shmem_request_hook();
     RequestAddinShmemSpace(SharedSize());
-    RequestNamedLWLockTranche(kTranche, 5);
+    RequestNamedLWLockTranche(kTranche, 6);
 }
 
 // Runs in the postmaster, again after a crash restart; with EXEC_BACKEND also in every child.
@@ -96,6 +97,7 @@ void StartSharedMemory()
     startup_lock = &locks[2].lock;
     coalesce_lock = &locks[3].lock;
     lazy_lock = &locks[4].lock;
+    replica_lock = &locks[5].lock;
     auto *tickets = reinterpret_cast<Ticket *>(static_cast<char *>(memory) + sizeof(Shared));
     Ticket *startup_tickets = tickets + TicketCount();
     request_slots = reinterpret_cast<RequestSlot *>(startup_tickets + TicketCount());

@@ -16,6 +16,7 @@
 #include "pg/prelude.hpp"
 #include "pg/settings.hpp"
 #include "replicas/replay_wait.hpp"
+#include "replicas/replica_state.hpp"
 
 extern "C" {
 #include "storage/lwlock.h"
@@ -67,6 +68,7 @@ struct Shared {
     SubmitShared submits;
     HttpShared http;
     ReplayWaitShared replay_waits;
+    ReplicasShared replicas;
     std::atomic<int64_t> statistics_since; // TimestampTz of the last weir.reset()
 };
 
@@ -89,6 +91,8 @@ extern RequestSlot *lazy_slots;
 extern std::atomic<uint32_t> *lazy_outstanding;
 extern LWLock *lazy_lock;                    // lazy_queue, lanes' lists, failures
 extern std::atomic<uint64_t> *replay_wanted; // one per session, at the index of its PGPROC
+
+extern LWLock *replica_lock; // rows and history of standbys
 
 uint32_t SessionCount(); // tickets and request slots there are
 

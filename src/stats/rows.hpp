@@ -19,7 +19,7 @@ namespace weir
 
 // One row in the making: a cursor over its columns.
 struct Row {
-    static constexpr int kMaxColumns = 32;
+    static constexpr int kMaxColumns = 40;
     Datum values[kMaxColumns];
     bool nulls[kMaxColumns];
     int count = 0;
