@@ -20,6 +20,7 @@ constexpr DeclineText decline_texts[] = {
     {"none", "It can be coalesced."},
     {"alone", "Too few other sessions write to coalesced tables now."},
     {"no worker", "No coalescing worker runs for this database now."},
+    {"stalled", "The coalescing worker has not taken a request for a second."},
     {"transaction block", "It is part of a larger transaction."},
     {"pipeline", "The client did not ask for the end of the transaction right after it."},
     {"nested", "It is executed by another statement, a function, or through a named portal."},

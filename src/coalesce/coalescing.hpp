@@ -23,6 +23,7 @@ enum class Decline : uint8_t {
     kNone,
     kAlone,
     kNoWorker,
+    kStalled,
     kTransactionBlock,
     kPipeline,
     kNested,
@@ -75,6 +76,13 @@ struct alignas(128) Lane {
     std::atomic<uint32_t> peak;                 // most of them at once, fading
     std::atomic<uint32_t> arrivals;
     WakeWords wake;
+
+    // The worker has not taken a request in time: none is sent until it moves on, and for a while. Written by
+    // anybody; `rounds` by the worker.
+    std::atomic<uint32_t> stalled;
+    std::atomic<uint32_t> rounds;
+    std::atomic<uint32_t> stalled_round;
+    std::atomic<int64_t> stalled_until; // TimestampTz
 
     // Requests that were answered already: the list under lazy_lock, the others are read by anybody.
     alignas(128) LazyList lazy;

@@ -176,9 +176,14 @@ bool MayWait(RequestSlot *slot, Lane *lane, uint32_t epoch, int64_t began)
 {
     const bool queued = RequestSlot::StateOf(slot->Load()) == RequestState::kQueued;
     const int64_t waited_us = GetCurrentTimestamp() - began;
+    const bool stalled = waited_us > kStalledUs;
     if (queued && (InterruptPending || lane->State() != LaneState::kRunning || lane->epoch.load() != epoch ||
-                   waited_us > kStalledUs))
-        return !TakeBack(slot, lane);
+                   stalled)) {
+        const bool back = TakeBack(slot, lane);
+        if (back && stalled)
+            NoteStall(lane);
+        return !back;
+    }
     if (ProcSignalBarrierPending)
         ProcessProcSignalBarrier();
     if (!queued && ProcDiePending && IsCommittedHere(lane, epoch))
@@ -342,6 +347,8 @@ bool Coalesce(QueryDesc *query_desc, Relation relation, const TableFacts &facts)
         return Declined(facts, relation, Decline::kNoWorker);
     const bool company = IsCompany(Join(lane), inserts);
     const bool may_be_queued = MayBeQueued(query_desc);
+    if (!may_be_queued && IsStalled(lane))
+        return Declined(facts, relation, Decline::kStalled);
     if (!company && !may_be_queued)
         return Declined(facts, relation, Decline::kAlone);
 
@@ -386,7 +393,7 @@ bool MayBeCoalesced(const QueryDesc *query_desc)
         return false;
     // Here already: who waits for a slot is company, too.
     Lane *lane = FindLane(table->relid);
-    return lane != nullptr &&
+    return lane != nullptr && !IsStalled(lane) &&
            (IsCompany(Join(lane), modify->operation == CMD_INSERT) || MayBeQueued(query_desc));
 }
 

@@ -19,6 +19,7 @@ namespace
 {
 
 constexpr int64_t kRetryUs = 10 * USECS_PER_SEC;       // after a worker could not be registered
+constexpr int64_t kStalledForUs = 2 * USECS_PER_SEC;   // at least
 constexpr int64_t kComesWithinUs = 10 * USECS_PER_SEC; // one that was registered, and did not come
 
 Lane *lanes_of_mine[kMaxCoalesceWorkers]; // where they were last seen
@@ -190,6 +191,31 @@ uint32_t FreeLane(Lane *lane)
     if (rest > 0)
         AskLauncher();
     return rest;
+}
+
+void NoteStall(Lane *lane)
+{
+    if (OidIsValid(lane->role.load()))
+        return; // units of weir.submit() differ: one that is long says nothing of the next
+    lane->stalled_round.store(lane->rounds.load());
+    lane->stalled_until.store(GetCurrentTimestamp() + kStalledForUs);
+    if (lane->stalled.exchange(1) == 0)
+        ereport(LOG,
+                (errmsg("pg_weir: the worker with PID %u does not take requests: statements go the ordinary "
+                        "way until it moves on",
+                        lane->pid.load())));
+}
+
+bool IsStalled(Lane *lane)
+{
+    if (lane->stalled.load(std::memory_order_relaxed) == 0)
+        return false;
+    if (lane->State() == LaneState::kRunning && (lane->rounds.load() == lane->stalled_round.load() ||
+                                                 lane->stalled_until.load() > GetCurrentTimestamp()))
+        return true;
+    if (lane->stalled.exchange(0) != 0)
+        ereport(LOG, (errmsg("pg_weir: the worker with PID %u takes requests again", lane->pid.load())));
+    return false;
 }
 
 void Ring(Lane *lane)

@@ -26,6 +26,10 @@ uint32_t FreeLane(Lane *lane);
 // another worker then. Under lazy_lock, unless its state says that nothing can be queued.
 uint32_t Leave(Lane *lane, int64_t not_before);
 
+// A client has waited in vain for its request to be taken; and whether one has, not long ago.
+void NoteStall(Lane *lane);
+bool IsStalled(Lane *lane);
+
 // Something to do for the worker.
 void Ring(Lane *lane);
 

@@ -3,6 +3,7 @@
 #include "coalesce/insert_rows.hpp"
 #include "coalesce/large_payload.hpp"
 #include "coalesce/lazy.hpp"
+#include "coalesce/locked_rows.hpp"
 #include "coalesce/shape.hpp"
 #include "pg/compat.hpp"
 #include "pg/settings.hpp"
@@ -87,6 +88,7 @@ struct TableWriter {
     TupleTableSlot *image;
     ExprState **checks;
     int check_count;
+    bool has_parents;      // its rows refer to others
     ExprState **generated; // by column; null: not generated. Null: none is
     CompiledShape shapes[kCompiledShapes];
     uint32_t shape_count;
@@ -158,6 +160,7 @@ TableWriter *BeginTable(Batch *batch, Relation relation, uint32_t from, uint32_t
     // As logical replication does: triggers find it there.
     w->estate->es_opened_result_relations = lappend(w->estate->es_opened_result_relations, w->target);
     ExecOpenIndices(w->target, batch->checks_unique || SomeSkipConflicts(*batch, from, end));
+    w->has_parents = LookAtParents(relation);
     AfterTriggerBeginQuery();
     return w;
 }
@@ -197,6 +200,20 @@ struct Rows {
     uint32_t owners[kRowsAtOnce]; // of batch->planned
 };
 
+// Foreign keys are checked for each request by itself: whose check fails, or has to wait for a lock, is known
+// then.
+void CheckParents(TableWriter *w, TupleTableSlot **rows, uint32_t count)
+{
+    if (!w->has_parents)
+        return;
+    NoParents();
+    for (uint32_t i = 0; i < count; i++)
+        NoteParents(rows[i]);
+    AfterTriggerEndQuery(w->estate);
+    AfterTriggerBeginQuery();
+    NoParents();
+}
+
 void FlushRows(TableWriter *w, Rows *rows)
 {
     if (rows->count == 0)
@@ -204,13 +221,18 @@ void FlushRows(TableWriter *w, Rows *rows)
     Blame(w->batch, 0, 0);
     table_multi_insert(w->relation, rows->slots, static_cast<int>(rows->count), w->estate->es_output_cid, 0,
                        nullptr);
+    uint32_t first = 0; // of the request
     for (uint32_t i = 0; i < rows->count; i++) {
         TupleTableSlot *row = rows->slots[i];
+        if (rows->owners[i] != rows->owners[first])
+            first = i;
         Blame(w->batch, rows->owners[i], 1);
         List *recheck = NIL;
         if (w->target->ri_NumIndices > 0)
             recheck = InsertIndexTuples(w->target, row, w->estate, nullptr, NIL);
         ExecARInsertTriggers(w->estate, w->target, row, recheck, nullptr);
+        if (i + 1 == rows->count || rows->owners[i + 1] != rows->owners[i])
+            CheckParents(w, rows->slots + first, i + 1 - first);
         ResetPerTupleExprContext(w->estate);
     }
     rows->count = 0;
@@ -253,6 +275,8 @@ void InsertSkipping(TableWriter *w, uint32_t i)
         const bool is_new = InsertUnlessConflict(w, row, arbiters);
         header->skipped = !is_new;
         inserted += is_new;
+        if (is_new)
+            CheckParents(w, &row, 1);
         ResetPerTupleExprContext(w->estate);
     });
     w->batch->EntryOf(i).affected = inserted;
@@ -265,6 +289,7 @@ void InsertRequest(TableWriter *w, Rows *rows, uint32_t i)
         FlushRows(w, rows);
     const uint32_t first = rows->count;
     bool duplicate = false;
+    bool locked = false;
     Blame(w->batch, i, 1);
     if (w->batch->EntryOf(i).queued && slot.row_type != RowTypeOf(RelationGetDescr(w->relation)))
         ereport(ERROR, (errcode(ERRCODE_DATATYPE_MISMATCH),
@@ -276,12 +301,13 @@ void InsertRequest(TableWriter *w, Rows *rows, uint32_t i)
         ExecForceStoreMinimalTuple(tuple, row, false);
         row->tts_tableOid = RelationGetRelid(w->relation);
         duplicate = duplicate || (w->batch->checks_unique && !HasNoConflict(w->target, row, w->estate, NIL));
+        locked = locked || (w->has_parents && HasLockedParent(row));
         rows->owners[rows->count++] = i;
     });
     w->batch->EntryOf(i).affected = slot.rows;
-    if (duplicate) {
+    if (duplicate || locked) {
         rows->count = first;
-        LeaveOut(w->batch, i, GiveBack::kError);
+        LeaveOut(w->batch, i, locked ? GiveBack::kRowLocked : GiveBack::kError);
     }
 }
 
@@ -597,31 +623,6 @@ bool ModifyRow(TableWriter *w, uint32_t from, uint32_t end, bool wait)
     elog(ERROR, "pg_weir: a row does not hold still");
 }
 
-// ---- rows that somebody keeps locked --------------------------------------------------------------
-
-struct LockedRow {
-    Oid relation;
-    uint32_t hash;
-    int64_t until;
-};
-
-constexpr uint32_t kLockedRows = 64;
-constexpr int64_t kRememberUs = USECS_PER_SEC;
-LockedRow locked_rows[kLockedRows];
-
-uint32_t HashOfRow(const RequestSlot &slot)
-{
-    return hash_bytes(reinterpret_cast<const unsigned char *>(slot.payload + slot.key_offset),
-                      static_cast<int>(slot.key_size));
-}
-
-bool IsKeptLocked(const RequestSlot &slot)
-{
-    const uint32_t hash = HashOfRow(slot);
-    const LockedRow &row = locked_rows[hash % kLockedRows];
-    return row.relation == slot.relation && row.hash == hash && row.until > GetCurrentTimestamp();
-}
-
 void ModifyAll(TableWriter *w, uint32_t from, uint32_t end)
 {
     Batch *batch = w->batch;
@@ -683,12 +684,6 @@ void WriteTableAsOwner(Batch *batch, Relation relation, uint32_t from, uint32_t 
 }
 
 } // namespace
-
-void RememberLockedRow(const RequestSlot &slot)
-{
-    const uint32_t hash = HashOfRow(slot);
-    locked_rows[hash % kLockedRows] = {slot.relation, hash, GetCurrentTimestamp() + kRememberUs};
-}
 
 void WriteBatch(Batch *batch)
 {

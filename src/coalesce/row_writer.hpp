@@ -45,7 +45,4 @@ struct Batch {
 // In a transaction, with a snapshot pushed.
 void WriteBatch(Batch *batch);
 
-// The culprit's row could not be locked in time: its requests are given back at once for a while.
-void RememberLockedRow(const RequestSlot &slot);
-
 } // namespace weir

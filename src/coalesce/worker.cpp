@@ -3,6 +3,7 @@
 #include "coalesce/lanes.hpp"
 #include "coalesce/large_payload.hpp"
 #include "coalesce/lazy.hpp"
+#include "coalesce/locked_rows.hpp"
 #include "coalesce/row_writer.hpp"
 #include "pg/compat.hpp"
 #include "pg/shared.hpp"
@@ -26,6 +27,7 @@ extern "C" {
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
+#include "utils/timeout.h"
 #include "utils/timestamp.h"
 }
 
@@ -38,6 +40,7 @@ namespace
 constexpr int64_t kIdleUs = 30 * USECS_PER_SEC; // then the worker ends
 constexpr long kNapMs = 1000;
 constexpr int kAttempts = 3;
+constexpr int kBatchMs = 1000;            // longest execution of a batch, its commit apart
 constexpr uint32_t kCarefulBatches = 100; // after a failure: so many look for duplicates first
 
 // Of requests that were answered already:
@@ -53,6 +56,7 @@ Lane *lane = nullptr;
 Batch batch;
 uint32_t next_session = 0; // where the next scan begins
 uint32_t careful = 0;
+int64_t batch_began = 0;
 uint32_t *sessions = nullptr;
 
 uint32_t alone[kAlonePerRound]; // of lazy_slots: to be executed by themselves after the batch
@@ -302,12 +306,29 @@ bool AllLeftOut()
     return true;
 }
 
+// What the table's own functions may take: clients that are in the batch cannot leave it.
+void BeginClock()
+{
+    batch_began = GetCurrentTimestamp();
+    enable_timeout_after(STATEMENT_TIMEOUT, kBatchMs);
+}
+
+// If it has struck, and nobody has noticed, the next batch must not be told.
+void EndClock()
+{
+    disable_timeout(STATEMENT_TIMEOUT, true);
+    if (get_timeout_indicator(STATEMENT_TIMEOUT, true))
+        QueryCancelPending = false;
+}
+
 void Execute()
 {
     SetCurrentStatementStartTimestamp();
     StartTransactionCommand();
     PushActiveSnapshot(GetTransactionSnapshot());
+    BeginClock();
     WriteBatch(&batch);
+    EndClock();
     PopActiveSnapshot();
     lane->xid.store(GetTopTransactionIdIfAny());
     ends_later = 0;
@@ -327,19 +348,27 @@ void KeepError(ErrorData *error)
 }
 
 // After an error: whom it concerned is given back.
-void LeaveCulpritsOut(int sqlstate)
+void LeaveCulpritsOut(const ErrorData *error)
 {
+    const int sqlstate = error->sqlerrcode;
     const bool locked = sqlstate == ERRCODE_LOCK_NOT_AVAILABLE || sqlstate == ERRCODE_T_R_DEADLOCK_DETECTED;
-    if (locked && batch.culprits > 0)
-        RememberLockedRow(*batch.planned[batch.culprit].slot);
-    if (batch.culprits == 0) { // nobody's in particular
-        for (uint32_t i = 0; i < batch.count; i++)
-            if (batch.entries[i].give_back == GiveBack::kNone)
-                batch.entries[i].give_back = GiveBack::kError;
-        return;
+    const bool too_slow = sqlstate == ERRCODE_QUERY_CANCELED &&
+                          GetCurrentTimestamp() - batch_began >= kBatchMs * static_cast<int64_t>(1000);
+    const GiveBack why = locked ? GiveBack::kRowLocked : too_slow ? GiveBack::kTooSlow : GiveBack::kError;
+    if (locked && batch.culprits > 0) {
+        const RequestSlot &slot = *batch.planned[batch.culprit].slot;
+        if (slot.kind == RequestKind::kInsert)
+            RememberLockedParents(error->context);
+        else
+            RememberLockedRow(slot);
     }
-    for (uint32_t i = 0; i < batch.culprits; i++)
-        batch.EntryOf(batch.culprit + i).give_back = locked ? GiveBack::kRowLocked : GiveBack::kError;
+    if (batch.culprits > 0)
+        for (uint32_t i = 0; i < batch.culprits; i++)
+            batch.EntryOf(batch.culprit + i).give_back = why;
+    // Nobody's in particular; or there is no time for another attempt.
+    for (uint32_t i = 0; i < batch.count && (batch.culprits == 0 || too_slow); i++)
+        if (batch.entries[i].give_back == GiveBack::kNone)
+            batch.entries[i].give_back = batch.culprits == 0 ? GiveBack::kError : GiveBack::kBatchMate;
 }
 
 // One attempt. False: an error ended it; those it concerned are left out.
@@ -349,6 +378,7 @@ bool Attempt()
     volatile bool committed = true;
     lane->xid.store(InvalidTransactionId);
     batch.culprits = 0;
+    NoParents();
     PG_TRY();
     {
         Execute();
@@ -356,6 +386,7 @@ bool Attempt()
     PG_CATCH();
     {
         ends_later = 1;
+        EndClock();
         MemoryContextSwitchTo(TopMemoryContext);
         ErrorData *error = CopyErrorData();
         FlushErrorState();
@@ -364,7 +395,7 @@ bool Attempt()
         const TransactionId xid = lane->xid.load();
         committed = TransactionIdIsValid(xid) && TransactionIdDidCommit(xid);
         if (!committed) {
-            LeaveCulpritsOut(error->sqlerrcode);
+            LeaveCulpritsOut(error);
             careful = kCarefulBatches;
             ereport(DEBUG1, (errmsg_internal("pg_weir: batch of %u requests tried again: %s", batch.count,
                                              error->message)));
@@ -449,7 +480,8 @@ void RunAlone(uint32_t index)
         EndBatch(VerdictOfCommit());
         return;
     }
-    const bool passes = MayPass(last_error->sqlerrcode);
+    const bool passes = MayPass(last_error->sqlerrcode) &&
+                        (last_error->sqlerrcode != ERRCODE_QUERY_CANCELED || ++link->tries < kTries);
     batch.entries[0].failed = !passes;
     if (!passes)
         ReportFailed(index);
@@ -547,6 +579,7 @@ bool EnterLane()
         lane->ticket.store(MyTicketId() + 1);
         lane->pid.store(static_cast<uint32_t>(MyProcPid));
         lane->asleep.store(0);
+        lane->stalled.store(0);
         lane->xid.store(InvalidTransactionId);
         batch.number = lane->wake.opening.load();
         lane->state.store(static_cast<uint32_t>(LaneState::kRunning), std::memory_order_seq_cst);
@@ -610,6 +643,7 @@ void Serve()
     int64_t idle_since = GetCurrentTimestamp();
     ends_later = 1;
     while (lane->stop.load(std::memory_order_relaxed) == 0 && !asked_to_end) {
+        lane->rounds.fetch_add(1, std::memory_order_relaxed);
         MindInterrupts();
         MakeLargeMemory();
         if (Collect())
