@@ -385,6 +385,16 @@ CREATE VIEW weir.coalesce_failures AS
     SELECT number, at, d.datname AS database, schema_name, table_name, role, "rows", sqlstate, constraint_name, message
     FROM weir.coalesce_failures() LEFT JOIN pg_catalog.pg_database AS d ON d.oid = database;
 
+CREATE FUNCTION weir.coalesce_explain(
+    sql text,
+    OUT relation regclass,
+    OUT coalesced boolean,
+    OUT reason text,
+    OUT detail text)
+RETURNS record
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'weir_coalesce_explain';
+
 CREATE FUNCTION weir.coalesce_flush(timeout interval DEFAULT '10 s') RETURNS boolean
 LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'weir_coalesce_flush';
@@ -430,6 +440,7 @@ COMMENT ON COLUMN weir.coalesce_failures.constraint_name IS 'the constraint, if 
 COMMENT ON COLUMN weir.coalesce_failures.message IS 'the error; the server''s log has its detail, too';
 
 COMMENT ON FUNCTION weir.coalesce_failures() IS 'What the view weir.coalesce_failures shows.';
+COMMENT ON FUNCTION weir.coalesce_explain(text) IS 'Whether the statement, which may have parameters ($1), would go through a coalescing worker if this session executed it now, and if not, why: see docs/coalescing.md. It is planned, not executed. How large its values are is not known.';
 COMMENT ON FUNCTION weir.coalesce_flush(interval) IS 'Waits until every statement that was queued in this database before has been written, or has failed. False: some are left after the timeout (0 to 1 day).';
 COMMENT ON FUNCTION weir.coalesced_table_changed() IS 'The trigger on weir.coalesced_table: tells all sessions.';
 COMMENT ON FUNCTION weir.coalesce_table(regclass) IS 'Opts a table in: small autocommit writes to it go through coalescing workers from the next transaction on. Superusers, unless granted.';

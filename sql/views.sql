@@ -20,7 +20,7 @@ ORDER BY p.oid::regprocedure::text COLLATE "C";
 SELECT relkind, count(*) FROM pg_class WHERE relnamespace = 'weir'::regnamespace GROUP BY relkind;
 SELECT p.proname, p.proargnames[o.n] AS "column"
 FROM pg_proc p, LATERAL generate_subscripts(p.proargnames, 1) o(n)
-WHERE p.pronamespace = 'weir'::regnamespace AND p.proargmodes[o.n] = 'o'
+WHERE p.pronamespace = 'weir'::regnamespace AND p.proargmodes[o.n] = 'o' AND p.pronargs = 0
   AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = to_regclass('weir.' || p.proname) AND a.attname = p.proargnames[o.n]);
 SELECT extname, extrelocatable, n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE extname = 'pg_weir';
 

@@ -91,20 +91,27 @@ bool EndsWithSync()
     return next == 'S';
 }
 
+// Of the session as it is.
+Decline JudgeSession()
+{
+    if (IsTransactionBlock() || IsSubTransaction())
+        return Decline::kTransactionBlock;
+    if (XactIsoLevel > XACT_READ_COMMITTED || XactReadOnly)
+        return Decline::kIsolation;
+    return synchronous_commit == SYNCHRONOUS_COMMIT_OFF ? Decline::kSynchronousCommit : Decline::kNone;
+}
+
 } // namespace
 
 Decline JudgeTransaction(const QueryDesc *query_desc)
 {
     if (!IsTopLevel(query_desc))
         return Decline::kNested;
-    if (IsTransactionBlock() || IsSubTransaction())
-        return Decline::kTransactionBlock;
-    if (XactIsoLevel > XACT_READ_COMMITTED || XactReadOnly)
-        return Decline::kIsolation;
+    const Decline session = JudgeSession();
+    if (session != Decline::kNone)
+        return session;
     if (TransactionIdIsValid(GetTopTransactionIdIfAny()))
         return Decline::kHasXid;
-    if (synchronous_commit == SYNCHRONOUS_COMMIT_OFF)
-        return Decline::kSynchronousCommit;
     if ((MyXactFlags & XACT_FLAGS_PIPELINING) != 0 || !EndsWithSync())
         return Decline::kPipeline;
     return Decline::kNone;
@@ -418,6 +425,26 @@ bool RunCoalesced(QueryDesc *query_desc)
                       done ? static_cast<double>(query_desc->estate->es_processed) : 0);
     MemoryContextSwitchTo(previous);
     return done;
+}
+
+Decline Foresee(QueryDesc *query_desc, Relation relation, const TableFacts &facts)
+{
+    const bool inserts = query_desc->operation == CMD_INSERT;
+    Decline why = JudgePlan(query_desc, facts);
+    if (why == Decline::kNone)
+        why = JudgeSession();
+    if (why == Decline::kNone)
+        why = inserts ? JudgeInsert(query_desc) : PackUpdateOrDelete(query_desc, relation, facts, nullptr);
+    if (why != Decline::kNone)
+        return why;
+    Lane *lane = FindLane(facts.relation);
+    if (lane == nullptr)
+        return Decline::kNoWorker;
+    if (MayBeQueued(query_desc))
+        return Decline::kNone;
+    return IsStalled(lane)                                                   ? Decline::kStalled
+           : !IsCompany(lane->peak.load(std::memory_order_relaxed), inserts) ? Decline::kAlone
+                                                                             : Decline::kNone;
 }
 
 void InstallInterceptor()

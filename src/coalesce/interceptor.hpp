@@ -10,6 +10,7 @@
 // UPDATE and DELETE of one row: see shape.hpp.
 
 #include "coalesce/coalescing.hpp"
+#include "coalesce/opt_in.hpp"
 #include "pg/prelude.hpp"
 
 extern "C" {
@@ -27,6 +28,9 @@ bool RunCoalesced(QueryDesc *query_desc);
 // needs no slot of the transaction gate: what a batch does is bounded by the worker, and to queue twice would
 // double the wake-ups.
 bool MayBeCoalesced(const QueryDesc *query_desc);
+
+// What would be decided about it now, were it a transaction by itself. Nothing is executed or counted.
+Decline Foresee(QueryDesc *query_desc, Relation relation, const TableFacts &facts);
 
 void InstallInterceptor();
 

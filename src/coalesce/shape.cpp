@@ -461,7 +461,7 @@ Decline PackUpdateOrDelete(QueryDesc *query_desc, Relation relation, const Table
 
     const RequestKind kind = updates ? RequestKind::kUpdate : RequestKind::kDelete;
     const KnownShape &shape = ShapeOf(relation, facts, kind, list_make3(set, columns, where));
-    if (shape.decline != Decline::kNone)
+    if (shape.decline != Decline::kNone || slot == nullptr)
         return shape.decline;
     for (uint32_t i = 0; i < shape.key.count; i++)
         if (values.nulls[shape.key.columns[i].parameter])

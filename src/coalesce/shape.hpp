@@ -47,7 +47,7 @@ struct KeyHeader {
 // ---- the client's side ----
 
 // Writes the statement into the slot (kind, key, shape, values), or says why it cannot. In the statement's
-// memory context.
+// memory context. Without a slot it is only judged, whatever its parameters.
 Decline PackUpdateOrDelete(QueryDesc *query_desc, Relation relation, const TableFacts &facts,
                            RequestSlot *slot);
 

@@ -205,6 +205,27 @@ $app->query('RESET synchronous_commit');
 $app->query('DO $$ BEGIN UPDATE counters SET v = v + 1 WHERE id = 13; END $$');
 is(coalesced(q{declined_by_reason ->> 'nested'}) > 0, 1, 'nested: declined, and counted');
 
+# ---- why, beforehand
+
+sub explained
+{
+	 return join ' ', map { $_ // '-' } @{ $app->query("SELECT relation, coalesced, reason FROM weir.coalesce_explain(\$sql\$$_[0]\$sql\$)")->[0] };
+}
+is(explained(@$_[0]), $_->[1], "explained: $_->[0]") foreach
+  [ 'UPDATE counters SET v = v + $2 WHERE id = $1', 'counters t -' ], [ 'DELETE FROM counters WHERE id = 5', 'counters t -' ],
+  [ 'UPDATE counters SET v = v + 1', 'counters f key' ], [ 'UPDATE counters SET id = id WHERE id = 1', 'counters f column' ],
+  [ 'INSERT INTO events (what, key) VALUES ($1, $2)', 'events t -' ], [ 'INSERT INTO events (what) SELECT $$x$$ FROM parents', 'events f statement' ],
+  [ 'INSERT INTO events (key) VALUES (1) ON CONFLICT (key) DO UPDATE SET what = $$u$$', 'events f on conflict' ],
+  [ 'UPDATE counters SET v = floor(random()) WHERE id = 1', 'counters f expression' ], [ 'INSERT INTO parents VALUES (1000)', 'parents f not opted in' ],
+  [ 'SELECT 1', '- f statement' ], [ 'VACUUM', '- f statement' ];
+is($admin->value('SELECT count(*) FROM counters WHERE id = 5'), 1, 'nothing was executed');
+is($app->send($_->[0])->answer->{code}, $_->[1], "refused: $_->[0]") foreach
+  [ q{SELECT weir.coalesce_explain('SELECT 1; SELECT 2')}, '42601' ], [ q{SELECT weir.coalesce_explain('UPDATE nowhere SET v = 1')}, '42P01' ],
+  [ q{SELECT weir.coalesce_explain('DELETE FROM weir.coalesced_table WHERE relation = 5')}, '42501' ];
+$app->query($_->[0]), is(explained('UPDATE counters SET v = 1 WHERE id = 1'), "counters f $_->[1]", "explained: $_->[0]"), $app->query($_->[2]) foreach
+  [ 'BEGIN', 'transaction block', 'ROLLBACK' ], [ 'SET synchronous_commit = off', 'synchronous_commit', 'RESET synchronous_commit' ],
+  [ 'SET weir.coalesce = off', 'off', 'RESET weir.coalesce' ];
+
 # ---- the table changes
 
 $admin->query('ALTER TABLE counters ADD COLUMN later int DEFAULT 5');
@@ -247,6 +268,8 @@ my $began = time;
 is($app->send('UPDATE counters SET v = v + 10 WHERE id = 20')->answer->{tag}, 'UPDATE 1', 'a worker that is stuck: the session does it itself');
 kill 'CONT', $worker;
 is($admin->value('SELECT v FROM counters WHERE id = 20'), $v + 10, 'what was cancelled was not written');
+poll_until('the worker is sent something again',
+	sub { my $taken = coalesced('requests'); $app->query('UPDATE counters SET v = v WHERE id = 99'); coalesced('requests') > $taken });
 same('UPDATE counters SET v = v + 1 WHERE id = 20', 1, 'the worker is back');
 
 $admin->query("SELECT pg_terminate_backend($worker)");
