@@ -65,7 +65,14 @@ ServerStatus CurrentStatus()
     TimeLineID timeline = 0;
     status.lsn = status.in_recovery ? GetXLogReplayRecPtr(&timeline) : GetFlushRecPtr(&timeline);
     status.timeline = timeline;
-    status.state = "unknown";
+    const ReplicasShared &replicas = shared->replicas;
+    const auto state = static_cast<ReplicaState>(replicas.own_state.load());
+    status.state = ReplicaStateName(state);
+    // The sampler's word, if it has looked lately, and since this became a standby.
+    status.lag_known = status.in_recovery && replicas.in_recovery.load() != 0 &&
+                       state != ReplicaState::kUnknown && IsFresh(replicas, GetCurrentTimestamp());
+    status.lag_us = replicas.own_lag_us.load();
+    status.lag_bytes = replicas.own_lag_bytes.load();
     status.minded = !SupervisorIsAbsent(GetCurrentTimestamp());
     status.mode = ModeName(static_cast<int>(CurrentMode()));
     return status;

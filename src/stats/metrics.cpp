@@ -9,6 +9,7 @@
 #include "pg/compat.hpp"
 #include "pg/shared.hpp"
 #include "stats/metrics_text.hpp"
+#include "stats/replica_metrics.hpp"
 #include "stats/rows.hpp"
 
 extern "C" {
@@ -296,6 +297,7 @@ size_t WriteMetrics(char *buffer, size_t capacity)
     WriteTransactions(&text);
     WriteStartups(&text);
     WriteCoalescing(&text);
+    WriteReplicas(&text);
     WriteEndpoint(&text);
     return text.Finish();
 }
