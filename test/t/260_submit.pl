@@ -13,6 +13,7 @@ use Time::HiRes ();
 
 my $node = gated_node(
 	'submit',
+	node => { allows_streaming => 1 },
 	'max_connections' => 60,
 	'weir.max_active' => 0,
 	'weir.coalesce_lock_timeout' => '10s',
@@ -156,11 +157,13 @@ is($admin->value('SELECT n FROM t'), 110, 'and both were executed');
 is(workers(q{usename = 'app' AND datname = 'postgres'}), 1, 'it is a session of its role');
 
 # What a worker executes needs no slot of the transaction gate; what its session executes after all does.
+my @waiters = map { app_of($node) } 1 .. 3;
+$_->query(unit('SELECT 1')) foreach @waiters;
 reconfigure($admin, 'weir.max_active' => 1);
 answers_at_once($app, unit('UPDATE t SET n = n'), 'all slots are taken, and a worker executes it');
 foreach my $waits ('SELECT count(*) FROM t', unit('UPDATE t SET n = 5000'), 'SELECT weir.submit(pg_sleep(0)::text)')
 {
-	my $session = app_of($node);
+	my $session = shift @waiters;
 	$session->send($waits);
 	poll_until("waits: $waits", sub { $session->state($admin) eq 'waiting' });
 	$admin->query('SELECT pg_cancel_backend(' . $session->pid . ')');
@@ -231,7 +234,9 @@ my $fresh = app_of($node);
 $fresh->query(unit("INSERT INTO t (id, at) SELECT 4, $state"));
 like($admin->value('DELETE FROM t WHERE id = 4 RETURNING at'), qr/ none$/, 'nor for one that comes later');
 cmp_ok(figure(q{given_back_by_reason->>'settings'}), '>=', 1, 'what a worker cannot be like it does not execute');
-$_->query("SET app.tenant = ''") foreach @apps[ 2 .. $#apps ];
+$_->query("SET app.tenant = ''") foreach @apps[ 4 .. $#apps ];
+# These may have been given back, and then are not tried for a while.
+@apps[ 2 .. 3 ] = map { app_of($node, options => '-c app.tenant=') } 2 .. 3;
 is(rows_of('SELECT count(*) FROM t'), 3, 'each where it belongs');
 $admin->query('ALTER TABLE seen ENABLE ROW LEVEL SECURITY');
 is($apps[0]->value(unit(q{INSERT INTO seen VALUES (1, 'one')})), 1, 'row-level security by a setting: allowed');
@@ -264,6 +269,7 @@ cmp_ok(figure(q{given_back_by_reason->>'error'}), '>', $before, 'after a worker 
 # A plan that is kept belongs to who made it, and to his search_path: the types of its parameters may be others for others.
 $admin->query($_) foreach 'CREATE SCHEMA team AUTHORIZATION team', map { ("CREATE TABLE $_", 'GRANT ALL ON ' . (split)[0] . ' TO app, team') }
   'kind (v int)', 'team.kind (v text)', 'mine.kind (v text)';
+$apps[2]->query('SET search_path = mine, public');
 $before = figure('units');
 $_->query(unit('INSERT INTO kind VALUES ($1)', params => ['007'])) foreach @apps[ 5, 5, 5, 1, 2 ];
 is(figure('units') - $before, 5, 'a unit that is known, for three who see three tables');
@@ -444,6 +450,32 @@ $restored->close;
 $admin->query('CREATE DATABASE owned OWNER app');
 admin_of($node, database => 'owned')->query('CREATE EXTENSION pg_weir');
 $node->command_ok([ 'pg_dump', '-U', 'app', '-f', $dump, 'owned' ], 'pg_dump by who owns the database, and is no superuser');
+
+note(sprintf '%.1f s', Time::HiRes::time() - $began);
+
+# ---- a standby that never answers
+
+sub set_standbys
+{
+	my ($names) = @_;
+	$admin->query($_) foreach "ALTER SYSTEM SET synchronous_standby_names = '$names'", 'SELECT pg_reload_conf()';
+	poll_until("synchronous_standby_names = '$names'", sub {
+		my $fresh = admin_of($node);
+		my $seen = $fresh->value('SHOW synchronous_standby_names');
+		$fresh->close;
+		return $seen eq $names; });
+	return;
+}
+$sum = $admin->value('SELECT sum(v) FROM held WHERE id > 5');
+my $unsure = unit('UPDATE held SET v = v + 1 WHERE id > 5', key => 'unsure');
+set_standbys('nobody');
+$apps[9]->send($unsure);
+poll_until('the worker waits for a standby', sub { workers("wait_event = 'SyncRep'") == 1 });
+$admin->query('SELECT pg_terminate_backend(' . worker_pid() . ')');
+is($apps[9]->answer->{code}, '40003', 'its worker was ended while it waited: nobody knows');
+set_standbys('');
+is($apps[9]->value($unsure), 4, 'tried again with the same key: the first outcome');
+is($admin->value('SELECT sum(v) FROM held WHERE id > 5'), $sum + 4, 'executed once');
 
 note(sprintf '%.1f s', Time::HiRes::time() - $began);
 

@@ -70,6 +70,7 @@ sub goes_on
 goes_on('the gate admits', 'SELECT admitted > 20 AND waiting > 0 FROM weir.stat_admission');
 goes_on('no more at once than may', q{SELECT count(*) >= 2 FROM weir.activity WHERE state = 'active'});
 goes_on("$_: batches", "SELECT sum(requests) > 10 FROM weir.stat_coalesce WHERE relation = '$_'::regclass") foreach qw(faults_rows faults_counters);
+goes_on('the lag view knows that it follows nobody', q{SELECT count(*) = 0 FROM weir.stat_replica WHERE kind = 'self'});
 is($new_admin->value($launcher), $launcher_pid, 'nothing was started anew for that');
 $clients->progress(500);
 $clients->is_right('after the failover');
@@ -100,7 +101,13 @@ $clients->progress(300);
 $clients->is_right('with the old primary as standby');
 my $rows = $new_admin->value('SELECT count(*) FROM faults_rows');
 poll_until('it has replayed all', sub { $old_admin->value('SELECT count(*) FROM faults_rows') == $rows });
-is($old_admin->value("SELECT concat_ws(' ', mode, limit_now) FROM weir.stat_admission"), 'enforce 2', 'its gate is in force');
+my $known = q{SELECT count(*) FROM weir.stat_replica WHERE kind = 'standby' AND state = 'streaming' AND replay_lag < '10 s'};
+poll_until('the new primary shows its lag', sub { $new_admin->value($known) == 1 });
+poll_until('and it shows its own', sub { $old_admin->value(q{SELECT count(*) FROM weir.stat_replica WHERE kind = 'self' AND replay_lag < '10 s'}) == 1 });
 $clients->stop;
+my $lsn = $new_admin->value('SELECT pg_current_wal_insert_lsn()');
+poll_until('idle, the heartbeat goes on', sub { $new_admin->value("SELECT pg_current_wal_insert_lsn() - '$lsn'") > 0 });
+pass('lag and heartbeat on the new primary, and on the old one');
+is($old_admin->value("SELECT concat_ws(' ', mode, limit_now) FROM weir.stat_admission"), 'enforce 2', 'its gate is in force');
 
 done_testing();
