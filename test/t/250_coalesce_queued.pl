@@ -206,6 +206,31 @@ kill 'CONT', $pid;
 flushed('by a worker that is cancelled');
 is(rows('events WHERE client = 21'), 80, 'all are there');
 
+# The same under load, again and again.
+{
+	my $script = "$PostgreSQL::Test::Utils::tmp_check/queued.sql";
+	append_to_file($script, "INSERT INTO events (client) VALUES (25);\n");
+	my $load = IPC::Run::start([ 'pgbench', '-n', '-h', $node->host, '-p', $node->port, '-U', 'app', '-M', 'prepared', '-f', $script, '-c', 16, '-T', 4, 'postgres' ],
+		'>', \my $out, '2>', \my $err);
+	my $ended = 0;
+	until (!$load->pumpable || $ended >= 12)
+	{
+		my $at_work = figure('queued');
+		poll_until('some are queued', sub { $load->pump_nb if $load->pumpable; figure('queued') >= $at_work + 50 || !$load->pumpable });
+		my $victim = worker();
+		next if $victim eq '';
+		my $function = ++$ended % 2 ? 'pg_terminate_backend' : 'pg_cancel_backend';
+		$admin->query("SELECT $function($victim)");
+		poll_until('another worker', sub { $function eq 'pg_cancel_backend' || worker() ne $victim });
+	}
+	$load->finish;
+	note("$ended workers were ended or cancelled");
+	my ($processed) = $out =~ /actually processed: (\d+)/;
+	flushed('what a load queued');
+	is(rows('events WHERE client = 25'), $processed, 'workers end under load: everything is there once');
+	cmp_ok($ended, '>', 2, 'several did');
+}
+
 $admin->query('CREATE DATABASE other');
 $node->safe_psql('other', 'CREATE EXTENSION pg_weir; CREATE TABLE t (i int); GRANT ALL ON t TO app; SELECT weir.coalesce_table($$t$$)');
 my $in_other = app_of($node, database => 'other');
