@@ -213,6 +213,20 @@ TEST_F(ListenerTest, WhatIsNotARequestIsToldSo)
     }
 }
 
+// Who is still sending when the answer comes can go on, and then read it.
+TEST_F(ListenerTest, AnAnswerDoesNotCutTheRequestOff)
+{
+    Client client;
+    client.Send("GET /" + std::string(5000, 'x'));
+    ASSERT_TRUE(ServeUntil([&] { return counters.answers[4].load() == 1; }));
+    for (int i = 0; i < 5; i++) {
+        Serve(5);
+        EXPECT_EQ(client.Send(std::string(1000, 'x')), 1000u);
+    }
+    EXPECT_TRUE(ServeUntil([&] { return client.Closed(); }));
+    EXPECT_EQ(client.Status(), 431);
+}
+
 TEST_F(ListenerTest, SlowRequestsEndAtTheirDeadline)
 {
     Client silent;
