@@ -56,6 +56,15 @@ sub gather
 }
 gather();
 
+# A worker that has stood still is sent nothing for a while. So it is stopped when it has just taken something.
+sub stop_worker
+{
+	kill 'CONT', $worker;
+	poll_until('the worker takes requests', sub { my $before = requests(); $app->query(insert(10)); requests() > $before });
+	kill 'STOP', $worker;
+	return;
+}
+
 # Sends a statement that waits for a worker that is stopped.
 sub queue_up
 {
@@ -67,19 +76,21 @@ sub queue_up
 
 # ---- the client
 
-kill 'STOP', $worker;
+stop_worker();
 queue_up($app, insert(), 'to be cancelled');
 is(memory('in_use'), 1, 'it is in the memory');
 $admin->query("SELECT pg_cancel_backend($app->{pid})");
 is($app->answer($PgWeir::at_once_s)->{code}, '57014', 'cancelled while queued');
 is_empty('cancelled');
 
+stop_worker();
 queue_up($app, insert(), 'to be terminated');
 $admin->query("SELECT pg_terminate_backend($app->{pid})");
 poll_until('the session is gone', sub { !$admin->value("SELECT count(*) FROM pg_stat_activity WHERE pid = $app->{pid}") });
 is_empty('terminated');
 $app = app_of($node);
 
+stop_worker();
 queue_up($app, insert(), 'whose client goes');
 shutdown $app->{socket}, 2;
 is_empty('its worker is stuck, its client gone');
@@ -88,6 +99,7 @@ $app = app_of($node);
 # ---- no room: four of 400 kB fit at most
 
 my @many = map { app_of($node) } 1 .. 8;
+stop_worker();
 my $refused = memory('refused');
 $_->send(insert(400_000)) foreach @many;
 is($_->answer->{tag}, 'INSERT 0 1', 'with or without room') foreach @many;
@@ -100,7 +112,7 @@ is($admin->value('SELECT count(*) FROM large WHERE length(body) = 400000'), 8, '
 
 foreach my $round (1 .. 3)
 {
-	kill 'STOP', $worker;
+	stop_worker();
 	$_->send(insert()) foreach @many[ 0 .. 3 ];
 	$many[4]->send('UPDATE large SET n = 1 / n, body = ' . $large . ' WHERE k = 1 RETURNING *');
 	$many[5]->send('UPDATE large SET n = n + 1, body = ' . $large . ' WHERE k = 2 RETURNING *');
@@ -139,7 +151,7 @@ $app = app_of($node);
 
 # ---- the worker
 
-kill 'STOP', $worker;
+stop_worker();
 queue_up($app, insert(), 'its worker is terminated');
 $admin->query("SELECT pg_terminate_backend($worker)");
 kill 'CONT', $worker;
@@ -153,7 +165,7 @@ is($admin->value('SELECT count(*) FROM (SELECT k FROM large GROUP BY k HAVING co
 # ---- a process is killed
 
 $worker = worker();
-kill 'STOP', $worker;
+stop_worker();
 queue_up($app, insert(), 'the worker is killed');
 my $k = $next - 1;
 kill 'KILL', $worker;
