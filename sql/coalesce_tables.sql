@@ -44,7 +44,7 @@ REVOKE EXECUTE ON FUNCTION weir.coalesce_table(regclass) FROM regress_weir_owner
 DROP SCHEMA regress_weir_owner;
 DROP ROLE regress_weir_owner;
 
--- which cannot
+-- which cannot; a partitioned one can, as a whole
 CREATE VIEW a_view AS SELECT 1 AS one;
 CREATE TEMP TABLE a_temporary (id int);
 CREATE UNLOGGED TABLE an_unlogged (id int);
@@ -53,11 +53,12 @@ CREATE TABLE a_partition PARTITION OF a_partitioned DEFAULT;
 SELECT weir.coalesce_table('a_view');
 SELECT weir.coalesce_table('a_temporary');
 SELECT weir.coalesce_table('an_unlogged');
-SELECT weir.coalesce_table('a_partitioned');
 SELECT weir.coalesce_table('a_partition');
 SELECT weir.coalesce_table('pg_class');
 SELECT weir.coalesce_table('nowhere');
 SELECT weir.coalesce_table(NULL);
+SELECT weir.coalesce_table('a_partitioned');
+SELECT weir.uncoalesce_table('a_partitioned');
 UPDATE weir.coalesced_table SET relation = 0;
 INSERT INTO weir.coalesced_table VALUES (0);
 SELECT count(*) FROM weir.coalesced_table;

@@ -32,7 +32,8 @@ constexpr DeclineText decline_texts[] = {
     {"expression", "It has an expression that only its own session can evaluate."},
     {"returning", "It has a RETURNING clause that needs what only its own session has."},
     {"on conflict", "It has ON CONFLICT DO UPDATE."},
-    {"table", "The table is not an ordinary, permanent heap table without partitions or children."},
+    {"table", "The table, or a partition, is not a permanent heap table; or it has children; or it is "
+              "partitioned, and the statement no INSERT."},
     {"trigger", "The table has a trigger, or a rule, or a foreign key that the statement concerns."},
     {"constraint", "The table has a deferrable or an exclusion constraint, or one that is not immutable."},
     {"generated", "The table has virtual generated columns, or one whose expression is not immutable."},
@@ -40,6 +41,7 @@ constexpr DeclineText decline_texts[] = {
     {"column", "It changes a column that is part of a unique index or a foreign key."},
     {"too large",
      "It is larger than a request may be, or the memory for large requests is full or not there yet."},
+    {"row", "One of its rows, not the first, is wrong."},
     {"temporary tables", "Its session has used temporary tables, which a worker would not see."},
     {"given back",
      "A worker has just given back a unit of the session, for what the next one would have, too."}};

@@ -42,6 +42,7 @@ enum class Decline : uint8_t {
     kRowSecurity,
     kColumn,
     kTooLarge,
+    kRow,
     kTemporaryTables,
     kGivenBack,
     kCount

@@ -52,7 +52,7 @@ PlannedStmt *PlanOf(const char *sql, ParamListInfo *parameters)
 void Judge(QueryDesc *query_desc, Explanation *explanation)
 {
     Relation relation =
-        reinterpret_cast<const ModifyTableState *>(query_desc->planstate)->resultRelInfo->ri_RelationDesc;
+        reinterpret_cast<const ModifyTableState *>(query_desc->planstate)->rootResultRelInfo->ri_RelationDesc;
     explanation->relation = RelationGetRelid(relation);
     const TableFacts *known = FactsOf(relation);
     if (known == nullptr) {

@@ -1,5 +1,6 @@
 #include "coalesce/insert_rows.hpp"
 
+#include "coalesce/opt_in.hpp"
 #include "pg/compat.hpp"
 
 extern "C" {
@@ -9,6 +10,7 @@ extern "C" {
 #include "access/transam.h"
 #include "access/xact.h"
 #include "catalog/pg_proc_d.h"
+#include "executor/execPartition.h"
 #include "executor/nodeModifyTable.h"
 #include "nodes/execnodes.h"
 #include "nodes/nodeFuncs.h"
@@ -16,6 +18,7 @@ extern "C" {
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/resowner.h"
 }
 
 namespace weir
@@ -84,39 +87,56 @@ ResultRelInfo *TargetOf(const QueryDesc *query_desc)
 
 // ---- rows that go back ----------------------------------------------------------------------------
 
-struct RowsBack {
-    ExecProcNodeMtd original;
-    TupleTableSlot *held; // of the plan below: the last row that was pulled
-    TupleTableSlot *slot;
-    MinimalTuple *packed;
-    uint32_t packed_count;
-    uint32_t next;
-};
-
+// What was pulled for the statement being coalesced.
 struct Pulled {
-    TupleTableSlot *held; // the last one
-    uint32_t rows;
-    uint32_t packed;
+    MinimalTuple *earlier; // rows as the plan gave them, without the last one
+    uint32_t earlier_count;
+    TupleTableSlot *held; // the last one, in the plan's own slot; null: `error` comes then
+    ErrorData *error;     // what the next row failed with
+    bool external;        // some value points into a table: its snapshot must be kept
 
-    // Where they are: in the payload, or in memory of the statement's when they do not fit there.
+    // The rows as they travel: in the payload, or in memory of the statement's when they do not fit there.
     char *body;
     size_t size;
     size_t room;
+    uint32_t packed;
     bool grown; // it is the latter
 };
 
 Pulled pulled;
+
+struct RowsBack {
+    ExecProcNodeMtd original;
+    TupleTableSlot *slot;
+    uint32_t next;
+};
+
 RowsBack *rows_back; // of the one statement that can have them
 
 TupleTableSlot *NextRow(PlanState *below)
 {
     RowsBack *back = rows_back;
-    if (back->next < back->packed_count)
-        return ExecStoreMinimalTuple(back->packed[back->next++], back->slot, false);
+    if (back->next < pulled.earlier_count)
+        return ExecStoreMinimalTuple(pulled.earlier[back->next++], back->slot, false);
     below->ExecProcNode = back->original;
-    if (back->held != nullptr)
-        return back->held;
+    if (pulled.error != nullptr)
+        ReThrowError(pulled.error);
+    if (pulled.held != nullptr)
+        return pulled.held;
     return ExecProcNode(below);
+}
+
+// ---- rows that travel -----------------------------------------------------------------------------
+
+// The partition that the row belongs to, and the row as that one has its columns.
+ResultRelInfo *Route(ModifyTableState *modify, ResultRelInfo *root, TupleTableSlot **row)
+{
+    ResultRelInfo *partition =
+        ExecFindPartition(modify, root, modify->mt_partition_tuple_routing, *row, modify->ps.state);
+    const TupleConversionMap *map = RootToPartitionMap(partition, modify->ps.state);
+    if (map != nullptr)
+        *row = execute_attr_map_slot(map->attrMap, *row, partition->ri_PartitionTupleSlot);
+    return partition;
 }
 
 // The checks that ExecInsert() makes before it writes, in its order.
@@ -183,14 +203,16 @@ bool Reserve(size_t size)
     return true;
 }
 
-bool PackRow(TupleTableSlot *row, TupleDesc descriptor)
+bool PackRow(TupleTableSlot *row, Relation relation)
 {
     MinimalTuple tuple = ExecCopySlotMinimalTuple(row);
-    if (tuple->t_len > TOAST_TUPLE_TARGET || (tuple->t_infomask & HEAP_HASEXTERNAL) != 0) {
+    const bool external = (tuple->t_infomask & HEAP_HASEXTERNAL) != 0;
+    if (external || tuple->t_len > TOAST_TUPLE_TARGET) {
         heap_free_minimal_tuple(tuple);
-        tuple = ShrinkRow(row, descriptor);
+        tuple = ShrinkRow(row, RelationGetDescr(relation));
+        pulled.external = pulled.external || external;
     }
-    const RowHeader header = {};
+    const RowHeader header = {RelationGetRelid(relation), 0};
     const size_t size = sizeof(header) + MAXALIGN(tuple->t_len);
     const bool fits = Reserve(size);
     if (fits) {
@@ -201,6 +223,60 @@ bool PackRow(TupleTableSlot *row, TupleDesc descriptor)
     }
     heap_free_minimal_tuple(tuple);
     return fits;
+}
+
+// The next row: from the plan, checked, packed.
+Decline PullRow(QueryDesc *query_desc)
+{
+    auto *modify = castNode(ModifyTableState, query_desc->planstate);
+    ResultRelInfo *target = modify->resultRelInfo;
+    ResetPerTupleExprContext(query_desc->estate);
+    TupleTableSlot *row = ExecProcNode(outerPlanState(modify));
+    pulled.held = row;
+    if (modify->mt_partition_tuple_routing != nullptr) {
+        target = Route(modify, target, &row);
+        const Decline why = JudgePartition(target->ri_RelationDesc);
+        if (why != Decline::kNone)
+            return why;
+    }
+    row = FinishRow(query_desc->estate, target, row);
+    return PackRow(row, target->ri_RelationDesc) ? Decline::kNone : Decline::kTooLarge;
+}
+
+// Rows after the first, in a subtransaction: if one fails, those before it must be inserted first, as they
+// may have an error of their own, which then is the one to be reported. Nothing else becomes of the
+// statement: it fails either way, and so nothing needs to be undone but what an error leaves behind.
+Decline PullFurtherRows(QueryDesc *query_desc, uint32_t count)
+{
+    const MemoryContext context = CurrentMemoryContext;
+    ResourceOwner owner = CurrentResourceOwner;
+    volatile Decline why = Decline::kNone;
+    BeginInternalSubTransaction(nullptr);
+    MemoryContextSwitchTo(context);
+    CurrentResourceOwner = owner; // partitions that are opened belong to the statement
+    PG_TRY();
+    {
+        for (uint32_t i = 1; i < count && why == Decline::kNone; i++) {
+            pulled.earlier[pulled.earlier_count++] = ExecCopySlotMinimalTuple(pulled.held);
+            pulled.held = nullptr;
+            why = PullRow(query_desc);
+        }
+        ReleaseCurrentSubTransaction();
+        MemoryContextSwitchTo(context);
+        CurrentResourceOwner = owner;
+    }
+    PG_CATCH();
+    {
+        MemoryContextSwitchTo(context);
+        pulled.error = CopyErrorData();
+        FlushErrorState();
+        RollbackAndReleaseCurrentSubTransaction();
+        MemoryContextSwitchTo(context);
+        CurrentResourceOwner = owner;
+        why = Decline::kRow;
+    }
+    PG_END_TRY();
+    return why;
 }
 
 uint32_t RowCount(const Plan *below)
@@ -251,22 +327,20 @@ static void NoteConflicts(const QueryDesc *query_desc, RequestSlot *slot)
 
 Decline PullRows(QueryDesc *query_desc, RequestSlot *slot)
 {
-    EState *estate = query_desc->estate;
-    PlanState *below = outerPlanState(query_desc->planstate);
-    ResultRelInfo *target = TargetOf(query_desc);
-    const uint32_t count = RowCount(below->plan);
+    const uint32_t count = RowCount(outerPlanState(query_desc->planstate)->plan);
     slot->kind = RequestKind::kInsert;
     slot->key_offset = slot->key_size = 0;
     slot->returns = false;
     NoteConflicts(query_desc, slot);
-    pulled = {nullptr, 0, 0, slot->payload, 0, RequestSlot::kPayloadSize, false};
-    for (uint32_t i = 0; i < count; i++) {
-        ResetPerTupleExprContext(estate);
-        pulled.held = ExecProcNode(below);
-        pulled.rows++;
-        if (!PackRow(FinishRow(estate, target, pulled.held), RelationGetDescr(target->ri_RelationDesc)))
-            return Decline::kTooLarge;
-    }
+    pulled = {};
+    pulled.body = slot->payload;
+    pulled.room = RequestSlot::kPayloadSize;
+    pulled.earlier = static_cast<MinimalTuple *>(palloc(sizeof(MinimalTuple) * count));
+    Decline why = PullRow(query_desc);
+    if (why == Decline::kNone && count > 1)
+        why = PullFurtherRows(query_desc, count);
+    if (why != Decline::kNone)
+        return why;
     slot->rows = static_cast<uint16_t>(pulled.packed);
     slot->bytes = static_cast<uint32_t>(pulled.size);
     if (pulled.grown) {
@@ -281,18 +355,17 @@ Decline PullRows(QueryDesc *query_desc, RequestSlot *slot)
     return Decline::kNone;
 }
 
+bool PulledRowsNeedSnapshot()
+{
+    return pulled.external;
+}
+
 void PulledRowsBack(QueryDesc *query_desc)
 {
     PlanState *below = outerPlanState(query_desc->planstate);
     auto *back = static_cast<RowsBack *>(palloc0(sizeof(RowsBack)));
     back->original = below->ExecProcNode;
-    back->held = pulled.held;
     back->slot = ExecInitExtraTupleSlot(query_desc->estate, ExecGetResultType(below), &TTSOpsMinimalTuple);
-    back->packed = static_cast<MinimalTuple *>(palloc(sizeof(MinimalTuple) * (pulled.packed + 1u)));
-    // The last row that was pulled is still in the plan's own slot.
-    ForEachRow(pulled.body, pulled.rows - 1, [back](RowHeader *, MinimalTuple tuple) {
-        back->packed[back->packed_count++] = pulled.grown ? tuple : CopyMinimalTuple(tuple);
-    });
     rows_back = back;
     below->ExecProcNode = NextRow;
 }
@@ -325,30 +398,61 @@ uint64_t ReturnedColumns(const QueryDesc *query_desc)
     return columns;
 }
 
-void SendReturning(QueryDesc *query_desc, const RequestSlot &slot)
+namespace
+{
+
+// The table or partition that a row was inserted into.
+ResultRelInfo *TargetOfRow(const QueryDesc *query_desc, uint32_t relation)
 {
     ResultRelInfo *target = TargetOf(query_desc);
+    ListCell *cell;
+    if (RelationGetRelid(target->ri_RelationDesc) == relation)
+        return target;
+    foreach (cell, query_desc->estate->es_tuple_routing_result_relations) {
+        target = static_cast<ResultRelInfo *>(lfirst(cell));
+        if (RelationGetRelid(target->ri_RelationDesc) == relation)
+            return target;
+    }
+    elog(ERROR, "pg_weir: the partition of a row is gone");
+}
+
+struct Sender {
+    QueryDesc *query_desc;
+    ResultRelInfo *target; // of `row`
+    TupleTableSlot *row;
+};
+
+void SendRow(Sender *sender, ResultRelInfo *target, MinimalTuple tuple)
+{
+    DestReceiver *receiver = sender->query_desc->dest;
+    if (sender->row == nullptr || target != sender->target)
+        sender->row = ExecInitExtraTupleSlot(sender->query_desc->estate,
+                                             RelationGetDescr(target->ri_RelationDesc), &TTSOpsMinimalTuple);
+    sender->target = target;
+    ProjectionInfo *returning = target->ri_projectReturning;
+    ExprContext *context = returning->pi_exprContext;
+    ResetExprContext(context);
+    ExecStoreMinimalTuple(tuple, sender->row, false);
+    sender->row->tts_tableOid = RelationGetRelid(target->ri_RelationDesc);
+    context->ecxt_scantuple = sender->row;
+    context->ecxt_outertuple = sender->row;
+    receiver->receiveSlot(ExecProject(returning), receiver);
+}
+
+} // namespace
+
+void SendReturning(QueryDesc *query_desc, const RequestSlot &slot)
+{
     DestReceiver *receiver = query_desc->dest;
+    Sender sender = {query_desc, nullptr, nullptr};
     receiver->rStartup(receiver, query_desc->operation, query_desc->tupDesc);
-    TupleTableSlot *row = ExecInitExtraTupleSlot(
-        query_desc->estate, RelationGetDescr(target->ri_RelationDesc), &TTSOpsMinimalTuple);
-    const auto send = [=](MinimalTuple tuple) {
-        ProjectionInfo *returning = target->ri_projectReturning;
-        ExprContext *context = returning->pi_exprContext;
-        ResetExprContext(context);
-        ExecStoreMinimalTuple(tuple, row, false);
-        row->tts_tableOid = RelationGetRelid(target->ri_RelationDesc);
-        context->ecxt_scantuple = row;
-        context->ecxt_outertuple = row;
-        receiver->receiveSlot(ExecProject(returning), receiver);
-    };
     if (slot.kind == RequestKind::kInsert)
-        ForEachRow(slot, [send](const RowHeader *header, MinimalTuple tuple) {
+        ForEachRow(slot, [&sender](const RowHeader *header, MinimalTuple tuple) {
             if (header->skipped == 0)
-                send(tuple);
+                SendRow(&sender, TargetOfRow(sender.query_desc, header->relation), tuple);
         });
     else if (slot.affected > 0)
-        send(reinterpret_cast<MinimalTuple>(ReturnedRowOf(slot)));
+        SendRow(&sender, TargetOf(query_desc), reinterpret_cast<MinimalTuple>(ReturnedRowOf(slot)));
     receiver->rShutdown(receiver);
 }
 

@@ -26,6 +26,9 @@ Decline JudgeInsert(const QueryDesc *query_desc);
 // returns, PulledRowsBack() must follow if the statement is to run after all.
 Decline PullRows(QueryDesc *query_desc, RequestSlot *slot);
 
+// Whether the rows that were pulled point into a table, where the snapshot keeps what they point to.
+bool PulledRowsNeedSnapshot();
+
 // ModifyTable will get the rows that were pulled, and then those that were not.
 void PulledRowsBack(QueryDesc *query_desc);
 
@@ -40,7 +43,8 @@ bool ReturnsColumnsOnly(const QueryDesc *query_desc);
 void SendReturning(QueryDesc *query_desc, const RequestSlot &slot);
 
 struct alignas(MAXIMUM_ALIGNOF) RowHeader {
-    uint32_t skipped; // by the worker: not inserted, ON CONFLICT DO NOTHING
+    uint32_t relation; // the table, or the partition that the row belongs to
+    uint32_t skipped;  // by the worker: not inserted, ON CONFLICT DO NOTHING
 };
 
 // Calls `f(header, tuple)` for each row from there on.

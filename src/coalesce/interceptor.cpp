@@ -9,6 +9,7 @@
 #include "coalesce/shape.hpp"
 #include "pg/compat.hpp"
 #include "pg/shared.hpp"
+#include "pg/snapshot.hpp"
 #include "pg/together.hpp"
 #include "pg/wait.hpp"
 #include "replicas/read_your_writes.hpp"
@@ -282,17 +283,31 @@ void ReportUnusual(Verdict verdict)
 namespace
 {
 
-// Hands the packed request over, and returns when its fate is known.
-Verdict Submit(RequestSlot *slot, Lane *lane, const TableFacts &facts)
+// Whether the statement can go on with another snapshot. A bitmap scan has taken the one there is.
+bool CanDropSnapshot(const QueryDesc *query_desc)
+{
+    const Plan *below = outerPlan(query_desc->plannedstmt->planTree);
+    if (query_desc->operation == CMD_INSERT)
+        return !PulledRowsNeedSnapshot();
+    return IsA(below, IndexScan) || IsA(below, SeqScan);
+}
+
+// Hands the packed request over, and returns when its fate is known. Without a snapshot meanwhile: who waits
+// must not hold back the horizon.
+Verdict Submit(QueryDesc *query_desc, RequestSlot *slot, Lane *lane, const TableFacts &facts)
 {
     slot->relation = facts.relation;
     slot->returned_large = 0;
     slot->statistics = static_cast<uint32_t>(facts.statistics - shared->coalescing.tables);
     TableStatistics &statistics = *facts.statistics;
+    DroppedSnapshot dropped = {};
+    if (CanDropSnapshot(query_desc))
+        dropped = DropExecutionSnapshot(query_desc);
     const Verdict verdict = HandOver(slot, lane, &statistics.waits);
     if (verdict == Verdict::kNotExecuted)
         statistics.given_back[static_cast<size_t>(slot->give_back)].fetch_add(1, std::memory_order_relaxed);
     HeedInterrupts(verdict);
+    RetakeExecutionSnapshot(dropped, query_desc);
     return verdict;
 }
 
@@ -372,7 +387,7 @@ bool Coalesce(QueryDesc *query_desc, Relation relation, const TableFacts &facts)
         why = company ? Decline::kNone : Decline::kAlone;
     }
     if (why == Decline::kNone) {
-        const Verdict verdict = Submit(slot, lane, facts);
+        const Verdict verdict = Submit(query_desc, slot, lane, facts);
         if (verdict != Verdict::kNotExecuted) {
             Finish(query_desc, *slot, verdict);
             return true;
@@ -410,7 +425,8 @@ bool RunCoalesced(QueryDesc *query_desc)
         query_desc->planstate == nullptr || !IsA(query_desc->planstate, ModifyTableState))
         return false;
     const auto *modify = reinterpret_cast<const ModifyTableState *>(query_desc->planstate);
-    Relation relation = modify->resultRelInfo->ri_RelationDesc;
+    // The table that the statement names: of a partitioned one, an UPDATE writes to partitions.
+    Relation relation = modify->rootResultRelInfo->ri_RelationDesc;
     const TableFacts *known = FactsOf(relation);
     if (known == nullptr)
         return false;

@@ -185,8 +185,9 @@ bool MayBeQueued(const QueryDesc *query_desc)
 bool QueueRequest(const RequestSlot &request, Lane *lane, const TableFacts &facts)
 {
     uint32_t index = kNoLazy;
-    if (request.large != 0)
-        return false; // its memory goes with this transaction
+    // Large: its memory goes with this transaction. Partitioned: so do the locks on the partitions.
+    if (request.large != 0 || facts.partitioned)
+        return false;
     LWLockAcquire(lazy_lock, LW_EXCLUSIVE);
     // A worker that ends looks once more under this lock.
     const bool open = lane->State() == LaneState::kRunning && lane->database.load() == MyDatabaseId &&

@@ -43,7 +43,8 @@ object_access_hook_type previous_object_access;
 bool list_known = false;
 Oid config_table = InvalidOid;
 uint64_t versions = 0;
-HTAB *opted_in = nullptr; // TableFacts by relation: of tables that have opted in
+HTAB *opted_in = nullptr;   // TableFacts by relation: of tables that have opted in
+HTAB *partitions = nullptr; // the same of partitions that rows were routed to
 
 // ---- the list -----------------------------------------------------------------------------------
 
@@ -60,14 +61,31 @@ void Forget(TableFacts *facts)
     facts->fixed = nullptr;
 }
 
-void ForgetAll()
+void ForgetAll(HTAB *tables)
 {
     HASH_SEQ_STATUS scan;
-    hash_seq_init(&scan, opted_in);
+    hash_seq_init(&scan, tables);
     while (auto *facts = static_cast<TableFacts *>(hash_seq_search(&scan))) {
         Forget(facts);
-        hash_search(opted_in, &facts->relation, HASH_REMOVE, nullptr);
+        hash_search(tables, &facts->relation, HASH_REMOVE, nullptr);
     }
+}
+
+// One, or with InvalidOid all of them: to be learnt again.
+void Doubt(HTAB *tables, Oid relation)
+{
+    if (tables == nullptr || hash_get_num_entries(tables) == 0)
+        return;
+    if (OidIsValid(relation)) {
+        auto *facts = static_cast<TableFacts *>(hash_search(tables, &relation, HASH_FIND, nullptr));
+        if (facts != nullptr)
+            facts->known = false;
+        return;
+    }
+    HASH_SEQ_STATUS scan;
+    hash_seq_init(&scan, tables);
+    while (auto *facts = static_cast<TableFacts *>(hash_seq_search(&scan)))
+        facts->known = false;
 }
 
 // Without a catalog read: it may come at any time.
@@ -77,18 +95,8 @@ void OnRelationChange(Datum, Oid relation)
         list_known = false;
         nothing_opted_in = false;
     }
-    if (opted_in == nullptr || hash_get_num_entries(opted_in) == 0)
-        return;
-    if (OidIsValid(relation)) {
-        auto *facts = static_cast<TableFacts *>(hash_search(opted_in, &relation, HASH_FIND, nullptr));
-        if (facts != nullptr)
-            facts->known = false;
-        return;
-    }
-    HASH_SEQ_STATUS scan;
-    hash_seq_init(&scan, opted_in);
-    while (auto *facts = static_cast<TableFacts *>(hash_seq_search(&scan)))
-        facts->known = false;
+    Doubt(opted_in, relation);
+    Doubt(partitions, relation);
 }
 
 void PrepareCache()
@@ -100,6 +108,7 @@ void PrepareCache()
     control.entrysize = sizeof(TableFacts);
     control.hcxt = CacheMemoryContext;
     opted_in = hash_create("pg_weir coalesced tables", 16, &control, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+    partitions = hash_create("pg_weir partitions", 16, &control, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
     CacheRegisterRelcacheCallback(OnRelationChange, 0);
 }
 
@@ -123,7 +132,8 @@ template <typename F> void ScanConfigTable(Oid only, LOCKMODE lock, F f)
 void ReadList()
 {
     PrepareCache();
-    ForgetAll();
+    ForgetAll(opted_in);
+    ForgetAll(partitions);
     // Before it is read: an invalidation that comes meanwhile makes it unknown again.
     list_known = true;
     config_table = FindConfigTable();
@@ -155,7 +165,6 @@ void JudgeTriggers(Relation relation, TableFacts *facts)
         const bool referencing = IsForeignKeyTrigger(trigger, RI_TRIGGER_FK);
         const bool referenced = IsForeignKeyTrigger(trigger, RI_TRIGGER_PK);
         if (TRIGGER_FOR_INSERT(trigger.tgtype)) {
-            facts->insert_triggers = true;
             if (!referencing)
                 facts->insert = Decline::kTrigger;
         }
@@ -234,12 +243,19 @@ void AddSourcesOfGenerated(Relation relation, Bitmapset **fixed)
             AddColumns(fixed, build_column_default(relation, i + 1));
 }
 
+bool IsPartitioned(Relation relation)
+{
+    return relation->rd_rel->relkind == RELKIND_PARTITIONED_TABLE;
+}
+
+// A table or partition that rows can be written to; or a root that INSERTs are routed by.
 bool IsPlainTable(Relation relation)
 {
     const Form_pg_class form = relation->rd_rel;
-    return form->relkind == RELKIND_RELATION && form->relpersistence == RELPERSISTENCE_PERMANENT &&
-           relation->rd_tableam == GetHeapamTableAmRoutine() && !form->relispartition &&
-           !form->relhassubclass && !IsCatalogRelation(relation);
+    return form->relpersistence == RELPERSISTENCE_PERMANENT && !IsCatalogRelation(relation) &&
+           (IsPartitioned(relation) ||
+            (form->relkind == RELKIND_RELATION && relation->rd_tableam == GetHeapamTableAmRoutine() &&
+             !form->relhassubclass));
 }
 
 TableStatistics *StatisticsOf(Oid relation)
@@ -261,11 +277,10 @@ TableStatistics *StatisticsOf(Oid relation)
     return found;
 }
 
-void LearnFacts(Relation relation, TableFacts *facts)
+void Judge(Relation relation, TableFacts *facts)
 {
     Bitmapset *fixed = nullptr;
     facts->insert = facts->update = facts->remove = Decline::kNone;
-    facts->insert_triggers = false;
     facts->version = ++versions;
     if (!IsPlainTable(relation))
         facts->insert = facts->update = facts->remove = Decline::kTable;
@@ -282,13 +297,23 @@ void LearnFacts(Relation relation, TableFacts *facts)
         AddSourcesOfGenerated(relation, &fixed);
         if (relation->rd_rel->relrowsecurity)
             facts->update = facts->remove = Decline::kRowSecurity;
+        if (IsPartitioned(relation))
+            facts->update = facts->remove = Decline::kTable;
     }
     const MemoryContext previous = MemoryContextSwitchTo(CacheMemoryContext);
     facts->fixed = bms_copy(fixed);
     MemoryContextSwitchTo(previous);
     bms_free(fixed);
+}
+
+void LearnFacts(Relation relation, TableFacts *facts)
+{
+    Judge(relation, facts);
+    if (relation->rd_rel->relispartition) // it has become one
+        facts->insert = facts->update = facts->remove = Decline::kTable;
     facts->statistics = StatisticsOf(RelationGetRelid(relation));
     facts->row_type = RowTypeOf(RelationGetDescr(relation));
+    facts->partitioned = IsPartitioned(relation);
 }
 
 // ---- a table is dropped -------------------------------------------------------------------------
@@ -334,6 +359,27 @@ const TableFacts *FactsOf(Relation relation)
     return facts;
 }
 
+Decline JudgePartition(Relation partition)
+{
+    const Oid key = RelationGetRelid(partition);
+    bool found;
+    auto *facts = static_cast<TableFacts *>(hash_search(partitions, &key, HASH_ENTER, &found));
+    if (!found) {
+        facts->known = false;
+        facts->fixed = nullptr;
+        facts->statistics = nullptr;
+    }
+    if (!facts->known) {
+        TableFacts judged = {};
+        facts->known = true;
+        facts->insert = Decline::kTable; // if an error ends this
+        Judge(partition, &judged);
+        facts->insert = judged.insert;
+        bms_free(judged.fixed);
+    }
+    return facts->insert;
+}
+
 const TableFacts *FactsKnownOf(Oid relation)
 {
     if (!list_known || nothing_opted_in)
@@ -361,12 +407,13 @@ void RequireTable(Oid relation)
     if (kind == '\0')
         ereport(ERROR,
                 (errcode(ERRCODE_UNDEFINED_TABLE), errmsg("relation with OID %u does not exist", relation)));
-    if (kind != RELKIND_RELATION || get_rel_persistence(relation) != RELPERSISTENCE_PERMANENT ||
-        IsCatalogRelationOid(relation) || get_rel_relispartition(relation))
+    if ((kind != RELKIND_RELATION && kind != RELKIND_PARTITIONED_TABLE) ||
+        get_rel_persistence(relation) != RELPERSISTENCE_PERMANENT || IsCatalogRelationOid(relation) ||
+        get_rel_relispartition(relation))
         ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
                         errmsg("writes to \"%s\" cannot be coalesced", get_rel_name(relation)),
-                        errdetail("Only those to ordinary, permanent tables can be, which are neither "
-                                  "partitioned nor partitions.")));
+                        errdetail("Only those to permanent tables can be, and to partitioned ones as a "
+                                  "whole, not to a partition.")));
 }
 
 // The row's table, if it still exists: nobody can have cached what is gone.

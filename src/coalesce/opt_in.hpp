@@ -26,10 +26,10 @@ struct TableFacts {
     Decline insert;
     Decline update;
     Decline remove;
-    bool insert_triggers; // foreign keys are to be checked
-    Bitmapset *fixed;     // columns that an UPDATE may not set, offset as attribute numbers in bitmaps are
+    Bitmapset *fixed; // columns that an UPDATE may not set, offset as attribute numbers in bitmaps are
     TableStatistics *statistics;
     uint32_t row_type; // of its columns: RowTypeOf()
+    bool partitioned;
 };
 
 // This process knows that no table of its database has opted in: the one branch that statements pay then.
@@ -40,6 +40,9 @@ const TableFacts *FactsOf(Relation relation);
 
 // The same by what is cached; null also if that is not known now.
 const TableFacts *FactsKnownOf(Oid relation);
+
+// Of a partition whose root has opted in: whether rows that are routed to it can be coalesced. Opened.
+Decline JudgePartition(Relation partition);
 
 void InstallOptIn();
 

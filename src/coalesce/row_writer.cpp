@@ -13,6 +13,7 @@ extern "C" {
 #include "access/table.h"
 #include "access/xact.h"
 #include "catalog/index.h"
+#include "catalog/partition.h"
 #include "commands/trigger.h"
 #include "common/hashfn.h"
 #include "executor/executor.h"
@@ -88,7 +89,8 @@ struct TableWriter {
     TupleTableSlot *image;
     ExprState **checks;
     int check_count;
-    bool has_parents;      // its rows refer to others
+    bool has_parents; // its rows refer to others
+    bool is_partition;
     ExprState **generated; // by column; null: not generated. Null: none is
     CompiledShape shapes[kCompiledShapes];
     uint32_t shape_count;
@@ -260,16 +262,45 @@ bool InsertUnlessConflict(TableWriter *w, TupleTableSlot *row, List *arbiters)
     elog(ERROR, "pg_weir: a conflict that does not hold still");
 }
 
+// The rows of a request that belong to the writer's table: of a partitioned one's, a partition.
+template <typename F> void ForEachRowHere(const TableWriter &w, const RequestSlot &slot, F f)
+{
+    const Oid here = RelationGetRelid(w.relation);
+    ForEachRow(slot, [here, f](RowHeader *header, MinimalTuple tuple) {
+        if (header->relation == here)
+            f(header, tuple);
+    });
+}
+
+// The indexes that ON CONFLICT names: of a partition, those that belong to them.
+List *ArbitersOf(const TableWriter &w, const RequestSlot &slot)
+{
+    List *arbiters = NIL;
+    List *own = NIL;
+    for (int i = 0; i < slot.arbiter_count; i++)
+        arbiters = lappend_oid(arbiters, slot.arbiters[i]);
+    if (slot.relation == RelationGetRelid(w.relation) || arbiters == NIL)
+        return arbiters;
+    for (int i = 0; i < w.target->ri_NumIndices; i++) {
+        const Oid index = RelationGetRelid(w.target->ri_IndexRelationDescs[i]);
+        ListCell *cell;
+        foreach (cell, get_partition_ancestors(index))
+            if (list_member_oid(arbiters, lfirst_oid(cell)))
+                own = list_append_unique_oid(own, index);
+    }
+    if (list_length(own) != list_length(arbiters))
+        elog(ERROR, "pg_weir: a partition lacks an index that ON CONFLICT names");
+    return own;
+}
+
 void InsertSkipping(TableWriter *w, uint32_t i)
 {
     const RequestSlot &slot = *w->batch->planned[i].slot;
-    List *arbiters = NIL;
-    for (int j = 0; j < slot.arbiter_count; j++)
-        arbiters = lappend_oid(arbiters, slot.arbiters[j]);
     uint32_t inserted = 0;
     Blame(w->batch, i, 1);
+    List *arbiters = ArbitersOf(*w, slot);
     TupleTableSlot *row = table_slot_create(w->relation, &w->estate->es_tupleTable);
-    ForEachRow(slot, [&](RowHeader *header, MinimalTuple tuple) {
+    ForEachRowHere(*w, slot, [&](RowHeader *header, MinimalTuple tuple) {
         ExecForceStoreMinimalTuple(tuple, row, false);
         row->tts_tableOid = RelationGetRelid(w->relation);
         const bool is_new = InsertUnlessConflict(w, row, arbiters);
@@ -279,7 +310,18 @@ void InsertSkipping(TableWriter *w, uint32_t i)
             CheckParents(w, &row, 1);
         ResetPerTupleExprContext(w->estate);
     });
-    w->batch->EntryOf(i).affected = inserted;
+    w->batch->EntryOf(i).affected += inserted;
+}
+
+// What can be seen of a row before it is written: that it is there already, or refers to a row that is kept
+// locked.
+GiveBack Foresee(TableWriter *w, TupleTableSlot *row)
+{
+    if (w->has_parents && HasLockedParent(row))
+        return GiveBack::kRowLocked;
+    if (w->batch->checks_unique && !HasNoConflict(w->target, row, w->estate, NIL))
+        return GiveBack::kError;
+    return GiveBack::kNone;
 }
 
 void InsertRequest(TableWriter *w, Rows *rows, uint32_t i)
@@ -288,26 +330,47 @@ void InsertRequest(TableWriter *w, Rows *rows, uint32_t i)
     if (slot.rows > kRowsAtOnce - rows->count)
         FlushRows(w, rows);
     const uint32_t first = rows->count;
-    bool duplicate = false;
-    bool locked = false;
+    GiveBack foreseen = GiveBack::kNone;
     Blame(w->batch, i, 1);
     if (w->batch->EntryOf(i).queued && slot.row_type != RowTypeOf(RelationGetDescr(w->relation)))
         ereport(ERROR, (errcode(ERRCODE_DATATYPE_MISMATCH),
                         errmsg("the table's columns have changed since the row was queued")));
-    ForEachRow(slot, [&](const RowHeader *, MinimalTuple tuple) {
+    ForEachRowHere(*w, slot, [&](const RowHeader *, MinimalTuple tuple) {
         TupleTableSlot *&row = rows->slots[rows->count];
         if (row == nullptr)
             row = table_slot_create(w->relation, &w->estate->es_tupleTable);
         ExecForceStoreMinimalTuple(tuple, row, false);
         row->tts_tableOid = RelationGetRelid(w->relation);
-        duplicate = duplicate || (w->batch->checks_unique && !HasNoConflict(w->target, row, w->estate, NIL));
-        locked = locked || (w->has_parents && HasLockedParent(row));
+        if (!w->is_partition && foreseen == GiveBack::kNone)
+            foreseen = Foresee(w, row);
         rows->owners[rows->count++] = i;
     });
     w->batch->EntryOf(i).affected = slot.rows;
-    if (duplicate || locked) {
+    if (foreseen != GiveBack::kNone) {
         rows->count = first;
-        LeaveOut(w->batch, i, locked ? GiveBack::kRowLocked : GiveBack::kError);
+        LeaveOut(w->batch, i, foreseen);
+    }
+}
+
+// Of a partition: the same for all requests, before anything of them is written to another one.
+void ForeseeAll(TableWriter *w, uint32_t from, uint32_t end)
+{
+    TupleTableSlot *row = table_slot_create(w->relation, &w->estate->es_tupleTable);
+    for (uint32_t i = from; i < end; i++) {
+        const RequestSlot &slot = *w->batch->planned[i].slot;
+        if (IsLeftOut(*w->batch, i) || slot.skips_conflicts)
+            continue;
+        GiveBack foreseen = GiveBack::kNone;
+        Blame(w->batch, i, 1);
+        ForEachRowHere(*w, slot, [&](const RowHeader *, MinimalTuple tuple) {
+            ExecForceStoreMinimalTuple(tuple, row, false);
+            row->tts_tableOid = RelationGetRelid(w->relation);
+            if (foreseen == GiveBack::kNone)
+                foreseen = Foresee(w, row);
+            ResetPerTupleExprContext(w->estate);
+        });
+        if (foreseen != GiveBack::kNone)
+            LeaveOut(w->batch, i, foreseen);
     }
 }
 
@@ -653,12 +716,13 @@ void ModifyAll(TableWriter *w, uint32_t from, uint32_t end)
 
 // ---- the tables of a batch ------------------------------------------------------------------------
 
-void WriteTable(Batch *batch, Relation relation, uint32_t from, uint32_t end)
+void WriteTable(Batch *batch, Relation relation, uint32_t from, uint32_t end, bool is_partition)
 {
     uint32_t inserts = from;
     while (inserts < end && batch->planned[inserts].slot->kind == RequestKind::kInsert)
         inserts++;
     TableWriter *w = BeginTable(batch, relation, from, end);
+    w->is_partition = is_partition;
     InsertAll(w, from, inserts);
     if (inserts < end) {
         if (inserts > from)
@@ -670,17 +734,85 @@ void WriteTable(Batch *batch, Relation relation, uint32_t from, uint32_t end)
     CommandCounterIncrement();
 }
 
+void CheckPartition(Batch *batch, Relation relation, uint32_t from, uint32_t end)
+{
+    TableWriter *w = BeginTable(batch, relation, from, end);
+    ForeseeAll(w, from, end);
+    Blame(batch, 0, 0);
+    EndTable(w);
+}
+
 // As the table's owner, restricted: index expressions and checks run here.
-void WriteTableAsOwner(Batch *batch, Relation relation, uint32_t from, uint32_t end)
+template <typename F> void AsOwner(Relation relation, F f)
 {
     Oid user;
     int context;
     GetUserIdAndSecContext(&user, &context);
     SetUserIdAndSecContext(relation->rd_rel->relowner, context | SECURITY_RESTRICTED_OPERATION);
     const int nest_level = NewGUCNestLevel();
-    WriteTable(batch, relation, from, end);
+    f();
     AtEOXact_GUC(false, nest_level);
     SetUserIdAndSecContext(user, context);
+}
+
+// ---- a partitioned table --------------------------------------------------------------------------
+
+// Its INSERTs have been routed by their clients, who hold locks on the partitions, too.
+
+bool HasRowOf(const RequestSlot &slot, Oid partition)
+{
+    bool found = false;
+    ForEachRow(
+        slot, [&](const RowHeader *header, MinimalTuple) { found = found || header->relation == partition; });
+    return found;
+}
+
+List *PartitionsOf(Batch *batch, uint32_t from, uint32_t end)
+{
+    List *partitions = NIL;
+    Oid last = InvalidOid;
+    for (uint32_t i = from; i < end; i++) {
+        Blame(batch, i, 1);
+        ForEachRow(*batch->planned[i].slot, [&](const RowHeader *header, MinimalTuple) {
+            if (header->relation != last)
+                partitions = list_append_unique_oid(partitions, header->relation);
+            last = header->relation;
+        });
+    }
+    Blame(batch, 0, 0);
+    list_sort(partitions, list_oid_cmp);
+    return partitions;
+}
+
+// Calls `f(partition)` for each, opened.
+template <typename F> void ForEachPartition(const List *partitions, F f)
+{
+    ListCell *cell;
+    foreach (cell, partitions) {
+        Relation partition = table_open(lfirst_oid(cell), NoLock);
+        AsOwner(partition, [&] { f(partition); });
+        table_close(partition, NoLock);
+        UpdateActiveSnapshotCommandId();
+    }
+}
+
+// A request has its rows in several: all its duplicates are looked for before the first is written.
+void WritePartitions(Batch *batch, uint32_t from, uint32_t end)
+{
+    List *locked = NIL;
+    ListCell *cell;
+    foreach (cell, PartitionsOf(batch, from, end)) {
+        if (ConditionalLockRelationOid(lfirst_oid(cell), RowExclusiveLock)) {
+            locked = lappend_oid(locked, lfirst_oid(cell));
+            continue;
+        }
+        for (uint32_t i = from; i < end; i++)
+            if (!IsLeftOut(*batch, i) && HasRowOf(*batch->planned[i].slot, lfirst_oid(cell)))
+                LeaveOut(batch, i, GiveBack::kRelationLocked);
+    }
+    if (batch->checks_unique)
+        ForEachPartition(locked, [&](Relation partition) { CheckPartition(batch, partition, from, end); });
+    ForEachPartition(locked, [&](Relation partition) { WriteTable(batch, partition, from, end, true); });
 }
 
 } // namespace
@@ -690,6 +822,8 @@ void WriteBatch(Batch *batch)
     for (uint32_t from = 0, end; from < batch->count; from = end) {
         end = RunEnd(batch->planned, batch->count, from, false);
         const Oid relation_id = batch->planned[from].slot->relation;
+        for (uint32_t i = from; i < end; i++)
+            batch->EntryOf(i).affected = 0;
         // Never wait for the table: a DDL statement that waits for our clients' locks would close a circle
         // that nobody sees.
         if (!ConditionalLockRelationOid(relation_id, RowExclusiveLock)) {
@@ -698,7 +832,10 @@ void WriteBatch(Batch *batch)
             continue;
         }
         Relation relation = table_open(relation_id, NoLock);
-        WriteTableAsOwner(batch, relation, from, end);
+        if (relation->rd_rel->relkind == RELKIND_PARTITIONED_TABLE)
+            WritePartitions(batch, from, end);
+        else
+            AsOwner(relation, [&] { WriteTable(batch, relation, from, end, false); });
         table_close(relation, NoLock);
         UpdateActiveSnapshotCommandId();
     }

@@ -317,6 +317,16 @@ inline bool HasVirtualColumns([[maybe_unused]] const TupleConstr *constraints)
 #endif
 }
 
+// How a row of the root becomes one of the partition; null: it is one. 16 finds it when it is asked for.
+inline TupleConversionMap *RootToPartitionMap(ResultRelInfo *partition, [[maybe_unused]] EState *estate)
+{
+#if PG_VERSION_NUM >= 160000
+    return ExecGetRootToChildMap(partition, estate);
+#else
+    return partition->ri_RootToPartitionMap;
+#endif
+}
+
 // 18 can leave room before the tuple.
 inline MinimalTuple FormMinimalTuple(TupleDesc descriptor, const Datum *values, const bool *nulls)
 {

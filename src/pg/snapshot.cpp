@@ -2,6 +2,7 @@
 
 extern "C" {
 #include "access/xact.h"
+#include "nodes/execnodes.h"
 #include "tcop/pquery.h"
 #include "utils/snapmgr.h"
 }
@@ -61,6 +62,27 @@ void RetakeStatementSnapshot(const DroppedSnapshot &dropped, QueryDesc *query_de
     // registered.
     PushCopiedSnapshot(snapshot);
     query_desc->snapshot = RegisterSnapshot(GetActiveSnapshot());
+}
+
+DroppedSnapshot DropExecutionSnapshot(QueryDesc *query_desc)
+{
+    EState *estate = query_desc->estate;
+    if (estate->es_snapshot != query_desc->snapshot || estate->es_crosscheck_snapshot != InvalidSnapshot)
+        return {};
+    const DroppedSnapshot dropped = DropStatementSnapshot(query_desc);
+    if (dropped.of_statement) {
+        UnregisterSnapshot(estate->es_snapshot);
+        estate->es_snapshot = nullptr;
+    }
+    return dropped;
+}
+
+void RetakeExecutionSnapshot(const DroppedSnapshot &dropped, QueryDesc *query_desc)
+{
+    if (!dropped.of_statement)
+        return;
+    RetakeStatementSnapshot(dropped, query_desc);
+    query_desc->estate->es_snapshot = RegisterSnapshot(query_desc->snapshot);
 }
 
 DroppedSnapshot DropUtilitySnapshot()

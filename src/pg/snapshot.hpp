@@ -1,8 +1,8 @@
 #pragma once
 
-// To wait at the gate without a snapshot. A storm of waiting statements must not hold back the horizon that
-// vacuum and the pruning of hot rows depend on, and a READ COMMITTED statement that waited should see what
-// was committed meanwhile.
+// To wait at the gate, or for a coalescing worker, without a snapshot. A storm of waiting statements must not
+// hold back the horizon that vacuum and the pruning of hot rows depend on, and a READ COMMITTED statement
+// that waited should see what was committed meanwhile.
 //
 // What is known about each place where the server keeps the snapshot, for PostgreSQL 15 to 18:
 // exec_simple_query() and exec_bind_message() pop the planning snapshot before PortalStart(); PortalStart()
@@ -31,6 +31,11 @@ struct DroppedSnapshot {
 // In ExecutorStart, of the statement of the active portal. Does nothing where that is not safe.
 DroppedSnapshot DropStatementSnapshot(QueryDesc *query_desc);
 void RetakeStatementSnapshot(const DroppedSnapshot &dropped, QueryDesc *query_desc);
+
+// The same in ExecutorRun, before anything is executed: the executor's state has it, too. Not for plans of
+// which a node took it already.
+DroppedSnapshot DropExecutionSnapshot(QueryDesc *query_desc);
+void RetakeExecutionSnapshot(const DroppedSnapshot &dropped, QueryDesc *query_desc);
 
 // In ProcessUtility, of the utility statement of the active portal.
 DroppedSnapshot DropUtilitySnapshot();

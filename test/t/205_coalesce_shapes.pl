@@ -26,7 +26,20 @@ foreach my $side (@sides)
 	  'CREATE INDEX ON generated (b)',
 	  q{CREATE TABLE conflicts (k int PRIMARY KEY, u int UNIQUE, what text DEFAULT 'some')},
 	  q{CREATE TABLE large (k int PRIMARY KEY, n int DEFAULT 0 CHECK (n < 100), body text, external text, tags text[], note text DEFAULT 'note')},
-	  'ALTER TABLE large ALTER external SET STORAGE EXTERNAL';
+	  'ALTER TABLE large ALTER external SET STORAGE EXTERNAL',
+	  q{CREATE TABLE parts (region int, gone int, k int, n int CHECK (n < 100), name text DEFAULT 'noname', twice int GENERATED ALWAYS AS (n * 2) STORED,
+		PRIMARY KEY (region, k)) PARTITION BY LIST (region)},
+	  'CREATE TABLE parts_1 PARTITION OF parts FOR VALUES IN (1)',
+	  # Its columns are in another order, and it has a constraint of its own.
+	  q{CREATE TABLE parts_2 (twice int GENERATED ALWAYS AS (n * 2) STORED, name text, n int CHECK (n < 100), other int, k int NOT NULL, region int NOT NULL,
+		gone int, CONSTRAINT parts_n_check CHECK (n < 100), CONSTRAINT own CHECK (name <> 'forbidden'))},
+	  'ALTER TABLE parts_2 DROP other', 'ALTER TABLE parts_2 ALTER name SET DEFAULT $$another$$', 'ALTER TABLE parts_2 DROP CONSTRAINT parts_2_n_check',
+	  'ALTER TABLE parts ATTACH PARTITION parts_2 FOR VALUES IN (2)', 'ALTER TABLE parts DROP gone',
+	  'CREATE TABLE parts_3 PARTITION OF parts FOR VALUES IN (3, 4) PARTITION BY HASH (k)',
+	  (map { "CREATE TABLE parts_3_$_ PARTITION OF parts_3 FOR VALUES WITH (modulus 2, remainder $_)" } 0, 1),
+	  'CREATE TABLE parts_5 PARTITION OF parts FOR VALUES IN (5)', 'ALTER TABLE parts_5 SET UNLOGGED',
+	  'CREATE INDEX ON parts_2 (n)',
+	  'CREATE TABLE rows (k int PRIMARY KEY, u int UNIQUE, n int CHECK (n > 0), parent int REFERENCES conflicts (k))';
 }
 $admin->query($_) foreach
   'RESET search_path', 'CREATE TABLE held (id int PRIMARY KEY, v int)', 'INSERT INTO held VALUES (1, 0)', q{SELECT weir.coalesce_table('held')},
@@ -102,6 +115,48 @@ same('INSERT INTO conflicts (k, u) VALUES (6, 6), (6, 7), (7, 7) ON CONFLICT (k)
 same('INSERT INTO conflicts (k, u) VALUES (8, 8), (9, 7) ON CONFLICT (k) DO NOTHING RETURNING u, k', 0, 'on another one it is an error');
 same_rows('conflicts');
 
+# ---- partitioned tables
+
+same("INSERT INTO parts (region, k, n) VALUES ($_, 1, 10 * $_)", 1) foreach 1 .. 4;
+same('INSERT INTO parts (region, k, n) VALUES (5, 1, 1)', 0, 'a partition that is unlogged');
+same('INSERT INTO parts (region, k, n) VALUES (6, 1, 1)', 0, 'no partition');
+same('INSERT INTO parts (region, k, n) VALUES ' . join(', ', map { my $r = $_; map { "($r, $_, $_)" } 2 .. 5 } 1 .. 4), 1, 'rows for several partitions');
+same(q{INSERT INTO parts VALUES (2, 6, 1, 'six'), (1, 6, 1, DEFAULT), (3, 6, 1, NULL) RETURNING *}, 1, 'and returned');
+same(q{INSERT INTO parts VALUES (2, 7, 1, 'seven'), (1, 7, 1, ''), (3, 6, 1, '')}, 0, 'one of them is there already');
+same(q{INSERT INTO parts VALUES (2, 7, 1, 'seven'), (1, 7, 1, ''), (3, 7, 100, '')}, 0, 'one breaks a CHECK');
+same(q{INSERT INTO parts VALUES (2, 7, 1, 'forbidden')}, 0, 'one breaks a CHECK of its partition');
+same(q{INSERT INTO parts VALUES (2, 1, 1), (2, 8, 1), (1, 1, 1), (1, 8, 1), (4, 8, 1), (4, 8, 2) ON CONFLICT DO NOTHING RETURNING name, n, region}, 1, 'DO NOTHING');
+same(q{INSERT INTO parts VALUES (2, 1, 1), (2, 9, 1), (1, 1, 1), (1, 9, 1), (4, 9, 1), (4, 9, 2) ON CONFLICT (k, region) DO NOTHING}, 1, 'DO NOTHING on an index');
+same("INSERT INTO parts VALUES (2, 10, 1, repeat('long ', 5000))", 1, 'a large row that is small when it is compressed');
+same('UPDATE parts SET n = 5 WHERE region = 1 AND k = 1', 0, 'UPDATE');
+same('DELETE FROM parts WHERE region = 1 AND k = 1 RETURNING *', 0, 'DELETE');
+same('INSERT INTO parts_1 VALUES (1, 1, 1)', 0, 'a partition by its own name');
+same_rows('parts');
+is($admin->value('SELECT count(*) FROM opted.parts_2 WHERE n < 50'), $admin->value('SET enable_seqscan = off; SELECT count(*) FROM opted.parts_2 WHERE n < 50'), 'an index of a partition');
+$admin->query('RESET enable_seqscan');
+$admin->query("ALTER TABLE $_.parts_1 ADD CONSTRAINT x CHECK (n < 50)") foreach @sides;
+same('INSERT INTO parts (region, k, n) VALUES (1, 20, 60)', 0, 'a constraint that has come to a partition');
+$admin->query("ALTER TABLE $_.parts DETACH PARTITION $_.parts_1") foreach @sides;
+same('INSERT INTO parts (region, k, n) VALUES (1, 20, 1)', 0, 'a partition that has gone');
+same('INSERT INTO parts (region, k, n) VALUES (2, 20, 1)', 1, 'the others are there');
+$admin->query($_) foreach 'SET search_path = opted', 'CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$',
+  'CREATE TRIGGER t BEFORE INSERT ON parts_2 FOR EACH ROW EXECUTE FUNCTION f()', 'RESET search_path';
+same('INSERT INTO parts (region, k, n) VALUES (2, 21, 1)', 0, 'a trigger on a partition');
+same('INSERT INTO parts (region, k, n) VALUES (3, 21, 1)', 1, 'none on another');
+
+# ---- several rows: the first that is wrong is reported, whatever is wrong with later ones
+
+same('INSERT INTO rows (k, u, n, parent) VALUES (1, 1, 1, 1), (2, 2, 2, NULL), (3, 3, 3, 4)', 1);
+same('INSERT INTO rows (k, u, n) VALUES (1, 4, 1), (5, 5, 0)', 0, 'a key that is there, then a CHECK');
+same('INSERT INTO rows (k, u, n) VALUES (5, 5, 0), (1, 4, 1)', 0, 'a CHECK, then a key that is there');
+same('INSERT INTO rows (k, u, n) VALUES (4, 4, 1), (4, 5, 1), (6, 6, 1 / (length(now()::text) - length(now()::text)))', 0, 'a key twice, then an expression');
+same('INSERT INTO rows (k, u, n) VALUES (4, 4, length(to_char(now(), $$YYYY$$))), (5, 5, -length(to_char(now(), $$YYYY$$))), (4, 5, 1)', 0, 'a CHECK, then a key twice');
+same('INSERT INTO rows (k, u, n, parent) VALUES (4, 4, 1, 99), (5, 5, 0, NULL)', 0, 'a missing parent, then a CHECK: the parent is looked for at the end');
+same('INSERT INTO rows (k, u, n) VALUES (NULL, 4, 1), (5, 5, 0)', 0, 'NOT NULL, then a CHECK');
+same('INSERT INTO rows (k, u, n) VALUES (4, 1, 1), (5, 5, 0), (6, 6, 1) ON CONFLICT (u) DO NOTHING', 0, 'DO NOTHING, then a CHECK');
+same('INSERT INTO rows (k, u, n) VALUES (4, 4, 4), (5, 5, 5)', 1, 'the session goes on');
+same_rows('rows');
+
 # ---- requests of more than 8 kB
 
 sub memory { my ($column) = @_; return $admin->value("SELECT $column FROM weir.coalesce_memory") }
@@ -140,6 +195,41 @@ is_deeply($stored, $expected, 'values are stored as they would have been');
 is($admin->value('SELECT count(*) FROM opted.large WHERE body IS NOT NULL AND pg_column_compression(body) IS NOT NULL') > 0, 1, 'some are compressed');
 is(memory('in_use'), 0, 'nothing is left in the memory');
 cmp_ok(memory('allocated'), '>=', 12, 'it was used');
+
+# ---- a waiting session has no snapshot
+
+$admin->query('SET weir.coalesce = off');
+my $worker = $admin->value(q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'pg_weir coalescer'});
+sub while_it_waits
+{
+	my ($name, $sql, $expected, $what) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	# One that stood still is not asked for a while.
+	poll_until('the worker is asked', sub { my $before = requests(); $app->query('UPDATE large SET n = n WHERE k = 0'); requests() > $before });
+	kill 'STOP', $worker;
+	$app->send($sql);
+	poll_until("it is queued: $name", sub { $admin->value("SELECT wait_event_type FROM pg_stat_activity WHERE pid = $app->{pid}") eq 'Extension' });
+	is($admin->value("SELECT backend_xmin IS NULL FROM pg_stat_activity WHERE pid = $app->{pid}"), $expected, $name);
+	$what->() if $what;
+	kill 'CONT', $worker unless $what;
+	my $answer = $app->answer;
+	kill 'CONT', $worker;
+	return $answer;
+}
+is(while_it_waits('INSERT', 'INSERT INTO conflicts (k) VALUES (100)', 't')->{tag}, 'INSERT 0 1', 'it is done');
+is(while_it_waits('RETURNING', 'INSERT INTO conflicts (k) VALUES (101) RETURNING k', 't')->{rows}[0][0], 101, 'it is done');
+is(while_it_waits('UPDATE', 'UPDATE large SET n = n + 1 WHERE k = 6 RETURNING n', 't')->{rows}[0][0], 1, 'it is done');
+# The worker does not come: the session does it itself, and sees what was committed meanwhile.
+is(while_it_waits('not executed', 'UPDATE large SET n = n + 1 WHERE k = 6 RETURNING n', 't',
+		sub { $admin->query('UPDATE opted.large SET n = n + 10 WHERE k = 6') })->{rows}[0][0], 12, 'its snapshot is a new one');
+is(while_it_waits('not executed, INSERT', 'INSERT INTO conflicts (k, u) VALUES (102, 102)', 't',
+		sub { $admin->query('INSERT INTO opted.conflicts (k, u) VALUES (103, 102)') })->{code}, '23505', 'its snapshot is a new one');
+$app->query("SET enable_indexscan = off; SET enable_seqscan = off");
+is(while_it_waits('a bitmap scan keeps its snapshot', 'UPDATE large SET n = n + 1 WHERE k = 6 RETURNING n', 'f', sub { })->{rows}[0][0], 13, 'and needs it');
+$app->query('RESET enable_indexscan; RESET enable_seqscan');
+$admin->query(q{CREATE FUNCTION opted.stored() RETURNS text STABLE LANGUAGE plpgsql AS $$ BEGIN RETURN external FROM opted.large WHERE k = 3; END $$});
+is(while_it_waits('a value in a table needs the snapshot', 'INSERT INTO large (k, body) VALUES (200, opted.stored())', 'f', sub { })->{tag}, 'INSERT 0 1', 'and is stored');
+is($admin->value('SELECT body = external FROM (SELECT body FROM opted.large WHERE k = 200) a, (SELECT external FROM opted.large WHERE k = 3) b'), 't', 'as it is');
 
 # ---- the end
 
