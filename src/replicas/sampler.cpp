@@ -233,7 +233,10 @@ void SetOwnLags(OwnRow *own, int64_t now)
 {
     const SamplerMemory &memory = shared->replicas.memory;
     const int64_t bound = SilenceBoundUs();
-    const int64_t silence = memory.silence.LagUs(bound, now);
+    int64_t silence = memory.silence.LagUs(bound, now);
+    // Nothing was ever heard: since the start, at least.
+    if (own->message_us == 0 && memory.silence.IsDeaf(bound, now))
+        silence = now - shared->replicas.role_since_us.load();
     bool known;
     int64_t lag = memory.upstream.LagUs(own->replay_lsn, now, &known);
     if (memory.upstream.Count() == 0 && memory.silence.IsDeaf(bound, now))
