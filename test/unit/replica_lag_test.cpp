@@ -79,6 +79,10 @@ TEST(LagClock, ThinnedItIsStillAccurateForDays)
         ASSERT_LE(clock.Count(), kClockEntries);
         if (i % 997 != 0)
             continue;
+        const size_t young = truth.size() - 2 - random() % 60;
+        if (truth.size() > 100 && now - truth[young + 1].second < 10 * kSecond) {
+            ASSERT_EQ(now - truth[young + 1].second, clock.LagUs(truth[young].first, now, nullptr));
+        }
         const size_t at = random() % truth.size();
         const int64_t exact = at + 1 < truth.size() ? now - truth[at + 1].second : 0;
         const int64_t lag = clock.LagUs(truth[at].first, now, nullptr);
@@ -252,6 +256,17 @@ TEST(LagWindows, PercentilesAreWithinAnEighth)
     }
 }
 
+TEST(LagWindows, TheMedianOfTwoIsTheSmaller)
+{
+    auto windows = std::make_unique<LagWindows>();
+    windows->Note(10 * kMs, kStart);
+    windows->Note(kSecond, kStart);
+    LagSummary to[kLagWindows];
+    windows->Summarize(kStart, to);
+    EXPECT_LT(to[0].p50_us, 12 * kMs);
+    EXPECT_GT(to[0].p95_us, 800 * kMs);
+}
+
 TEST(LagWindows, EachForgetsInItsTime)
 {
     auto windows = std::make_unique<LagWindows>();
@@ -354,6 +369,20 @@ TEST(SenderSilence, ThatEndsWithoutNewsIsOfASenderWithoutBeats)
     EXPECT_GT(silence.LagUs(kBound, now + kMinute), 0) << "not on the next";
 }
 
+TEST(SenderSilence, AfterACutItMustBeHeardToBeatAgain)
+{
+    int64_t now;
+    SenderSilence silence = Heard(10, &now);
+    now += 30 * kSecond;
+    silence.Note(7, silence.end_lsn + 40, now - 1, now, kBound, now);
+    EXPECT_EQ(0, silence.LagUs(kBound, now + kMinute)) << "it may have had nothing to say until then";
+    for (int i = 0; i < 3; i++) {
+        now += kSecond;
+        silence.Note(7, silence.end_lsn + 40, now - 1, now, kBound, now);
+    }
+    EXPECT_EQ(kMinute, silence.LagUs(kBound, now + kMinute));
+}
+
 TEST(SenderSilence, WithoutAConnectionIsLagAtOnce)
 {
     int64_t now;
@@ -417,6 +446,9 @@ TEST(ReplicaName, Patterns)
     EXPECT_FALSE(PatternsAreShort(many.c_str()));
     EXPECT_TRUE(PatternsAreShort((std::string(kMaxPatternSize - 1, 'x') + ",b").c_str()));
     EXPECT_TRUE(PatternsAreShort(""));
+    EXPECT_FALSE(PatternsAreShort(std::string(kMaxPatternSize, 'x').c_str()));
+    EXPECT_FALSE(NameIsListed(std::string(kMaxPatternSize, '*').c_str(), "a"));
+    EXPECT_TRUE(NameIsListed(std::string(kMaxPatternSize - 1, '*').c_str(), "a"));
 }
 
 // ---- rows
@@ -453,6 +485,14 @@ TEST_F(Rows, AStandbyComesBackToItsRow)
     EXPECT_EQ(a, Connect("a", here, 3, 4));
     EXPECT_EQ(serial, a->serial);
     EXPECT_NE(a, Connect("a", here, 4, 5)) << "one that is connected keeps its row";
+}
+
+TEST_F(Rows, AFreeRowIsTakenBeforeOneThatIsRemembered)
+{
+    ReplicaRow *a = Connect("a", here, 1, 10);
+    Leave(a, -5);
+    EXPECT_NE(a, Connect("b", here, 2, 20));
+    EXPECT_STREQ("a", a->application_name);
 }
 
 TEST_F(Rows, WhoIsLongestGoneMakesRoom)
