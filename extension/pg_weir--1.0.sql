@@ -803,3 +803,67 @@ COMMENT ON FUNCTION weir.replica_lag_history() IS 'What the view weir.replica_la
 REVOKE ALL ON FUNCTION weir.stat_replica(), weir.replica_lag_history() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION weir.stat_replica(), weir.replica_lag_history() TO pg_monitor;
 GRANT SELECT ON weir.stat_replica, weir.replica_lag_history TO pg_monitor;
+
+-- ---- routing ----------------------------------------------------------------------------------------------------
+
+CREATE TYPE weir.read_target AS (
+    application_name text,
+    region text,
+    node text,
+    address text,
+    weight integer,
+    replay_lag interval,
+    replay_lag_bytes bigint,
+    replay_lsn pg_lsn,
+    state text);
+
+CREATE FUNCTION weir.read_targets(max_lag interval DEFAULT NULL, region text DEFAULT NULL)
+RETURNS SETOF weir.read_target
+LANGUAGE C VOLATILE PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'weir_read_targets';
+
+CREATE FUNCTION weir.stat_quarantine(
+    OUT state text,
+    OUT refusing boolean,
+    OUT since timestamptz,
+    OUT replay_lag interval,
+    OUT quarantine_lag interval,
+    OUT hold_left interval,
+    OUT region text,
+    OUT changes bigint,
+    OUT refused bigint,
+    OUT sampled_at timestamptz)
+LANGUAGE C VOLATILE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'weir_stat_quarantine';
+
+CREATE VIEW weir.stat_quarantine AS SELECT * FROM weir.stat_quarantine();
+
+COMMENT ON TYPE weir.read_target IS 'A standby that reads may go to now: a row of weir.read_targets().';
+COMMENT ON COLUMN weir.read_target.application_name IS 'as the standby gives it';
+COMMENT ON COLUMN weir.read_target.region IS 'what stands before the "/" in application_name; NULL: no "/"';
+COMMENT ON COLUMN weir.read_target.node IS 'what stands after it';
+COMMENT ON COLUMN weir.read_target.address IS 'address that its replication connection comes from; NULL: a Unix socket';
+COMMENT ON COLUMN weir.read_target.weight IS '1 to 100: the share of max_lag that is left; without a bound 100 / (1 + lag in seconds)';
+COMMENT ON COLUMN weir.read_target.replay_lag IS 'age of the oldest WAL that it has not replayed';
+COMMENT ON COLUMN weir.read_target.replay_lag_bytes IS 'WAL that it has not replayed';
+COMMENT ON COLUMN weir.read_target.replay_lsn IS 'replayed by it, at least: what weir.last_commit_lsn() gave can be compared with it';
+COMMENT ON COLUMN weir.read_target.state IS 'streaming or catchup, as in weir.stat_replica';
+
+COMMENT ON FUNCTION weir.read_targets(interval, text) IS 'Standbys that reads may go to now, the least behind first: connected, listed in weir.lag_replicas, not in quarantine, within max_lag (NULL: weir.quarantine_lag, or no bound if that is 0), in the region (NULL: any; empty: those without one). On a primary only; reads shared memory only.';
+COMMENT ON FUNCTION weir.stat_quarantine() IS 'What the view weir.stat_quarantine shows.';
+
+COMMENT ON VIEW weir.stat_quarantine IS 'One row: whether this standby refuses new connections because it is too far behind.';
+COMMENT ON COLUMN weir.stat_quarantine.state IS 'primary, off (weir.quarantine_lag = 0), open, quarantined';
+COMMENT ON COLUMN weir.stat_quarantine.refusing IS 'whether new ordinary connections are refused now: quarantined, weir.mode = enforce, and lag is being sampled';
+COMMENT ON COLUMN weir.stat_quarantine.since IS 'when it was last quarantined or let go; NULL: not since the server started';
+COMMENT ON COLUMN weir.stat_quarantine.replay_lag IS 'of this standby; NULL on a primary';
+COMMENT ON COLUMN weir.stat_quarantine.quarantine_lag IS 'the setting that is in force; NULL: off';
+COMMENT ON COLUMN weir.stat_quarantine.hold_left IS 'earliest end, if lag stays below half of quarantine_lag; NULL: not quarantined';
+COMMENT ON COLUMN weir.stat_quarantine.region IS 'weir.region';
+COMMENT ON COLUMN weir.stat_quarantine.changes IS 'times that it was quarantined or let go, since weir.reset()';
+COMMENT ON COLUMN weir.stat_quarantine.refused IS 'connections refused since then; with weir.mode = observe, those that would have been';
+COMMENT ON COLUMN weir.stat_quarantine.sampled_at IS 'when lag was last sampled';
+
+REVOKE ALL ON FUNCTION weir.read_targets(interval, text), weir.stat_quarantine() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION weir.read_targets(interval, text), weir.stat_quarantine() TO pg_monitor;
+GRANT SELECT ON weir.stat_quarantine TO pg_monitor;

@@ -4,6 +4,7 @@
 
 extern "C" {
 #include "common/pg_prng.h"
+#include "utils/timestamp.h"
 }
 
 namespace weir
@@ -133,6 +134,23 @@ void RefuseStartupQueueFull(uint32_t class_id, bool places)
                     : errdetail("Waiting: %u, and nearly all of max_connections (%d) is taken.",
                                 startup_gate.Waiting(), MaxConnections),
              errhint("Retry in about %.1f s.", StartupRetrySeconds())));
+    pg_unreachable();
+}
+
+void RefuseQuarantined()
+{
+    const QuarantineShared &own = shared->routing.own;
+    const auto seconds = [](int64_t us) { return static_cast<double>(us) / USECS_PER_SEC; };
+    ereport(FATAL,
+            (errcode(ERRCODE_CANNOT_CONNECT_NOW),
+             errmsg("this standby is in quarantine because of its replay lag"),
+             errdetail("Its replay lag is %.1f s, and was over weir.quarantine_lag (%.1f s) %.1f s ago.",
+                       seconds(shared->replicas.own_lag_us.load()), seconds(own.limit_us.load()),
+                       seconds(GetCurrentTimestamp() - own.last_over_us.load())),
+             errhint("Connect to another server: clients that are given several hosts do so by themselves. "
+                     "This one takes connections again when it has been within that for %.1f s "
+                     "(weir.quarantine_hold).",
+                     seconds(own.hold_us.load()))));
     pg_unreachable();
 }
 

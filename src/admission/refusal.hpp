@@ -17,6 +17,10 @@ namespace weir
 [[noreturn]] void RefuseStartupTimedOut(uint32_t class_id, int64_t waited_us);
 [[noreturn]] void RefuseStartupQueueFull(uint32_t class_id, bool places);
 
+// A connection to a standby in quarantine: FATAL, 57P03. There is nothing to wait for here, and other servers
+// are not behind.
+[[noreturn]] void RefuseQuarantined();
+
 // Seconds until about `ahead` transactions will have been served at the present rate, with jitter of a half
 // either way, so that those who are refused together do not return together. At least 0.1, at most 60.
 double RetryDelaySeconds(uint32_t ahead);

@@ -9,6 +9,7 @@
 #include "pg/port.hpp"
 #include "pg/shared.hpp"
 #include "pg/wait.hpp"
+#include "replicas/self_quarantine.hpp"
 
 extern "C" {
 #include "access/xact.h"
@@ -253,6 +254,8 @@ void JudgeConnection(const ClientPort &port, int status)
     if (shared == nullptr || MyProc == nullptr || CurrentMode() == Mode::kOff || status == STATUS_EOF)
         return;
     const bool failed = status != STATUS_OK;
+    if (!failed)
+        RefuseInQuarantine(port.role);
     const bool exempt = !failed && IsExempt(port);
     const uint32_t class_id = ClassOf(port, failed);
     if (exempt) {

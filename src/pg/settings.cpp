@@ -358,6 +358,20 @@ void DefineReplicas()
                                PGC_SIGHUP, 0, nullptr, nullptr, nullptr);
 }
 
+void DefineRouting()
+{
+    DefineCustomIntVariable(
+        "weir.quarantine_lag", "Replay lag past which a standby refuses new connections.",
+        "With SQLSTATE 57P03, never superusers, replication, pg_monitor. 0: never. Only with weir.mode = "
+        "enforce.",
+        &settings.quarantine_lag_ms, 0, 0, INT_MAX, PGC_SIGHUP, GUC_UNIT_MS, nullptr, nullptr, nullptr);
+    DefineCustomIntVariable(
+        "weir.quarantine_hold",
+        "How long lag must not have been past weir.quarantine_lag before new connections are taken again.",
+        "Stalls of replay that are less than this apart are one incident.", &settings.quarantine_hold_ms,
+        60000, 0, INT_MAX, PGC_SIGHUP, GUC_UNIT_MS, nullptr, nullptr, nullptr);
+}
+
 } // namespace
 
 const char *ModeName(int mode)
@@ -389,6 +403,7 @@ void DefineSettings()
     DefineEndpoint();
     DefineReadYourWrites();
     DefineReplicas();
+    DefineRouting();
     MarkGUCPrefixReserved("weir");
 }
 

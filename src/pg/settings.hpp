@@ -61,6 +61,8 @@ struct Settings {
     int coalesce_queue_size;
     int lag_sample_interval_ms;
     int heartbeat_interval_ms;
+    int quarantine_lag_ms;
+    int quarantine_hold_ms;
     int submit_workers;
     int submit_key_retention_s;
     int http_port;

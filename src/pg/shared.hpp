@@ -15,6 +15,7 @@
 #include "http/http_worker.hpp"
 #include "pg/prelude.hpp"
 #include "pg/settings.hpp"
+#include "replicas/quarantine.hpp"
 #include "replicas/replay_wait.hpp"
 #include "replicas/replica_state.hpp"
 
@@ -69,6 +70,7 @@ struct Shared {
     HttpShared http;
     ReplayWaitShared replay_waits;
     ReplicasShared replicas;
+    RoutingShared routing;
     std::atomic<int64_t> statistics_since; // TimestampTz of the last weir.reset()
 };
 

@@ -4,6 +4,7 @@
 #include "pg/port.hpp"
 #include "pg/shared.hpp"
 #include "replicas/heartbeat.hpp"
+#include "replicas/self_quarantine.hpp"
 
 extern "C" {
 #include "access/xlog.h"
@@ -453,6 +454,7 @@ void weir_sampler_main(Datum)
         replicas.role_since_us.store(GetCurrentTimestamp());
     for (;;) {
         Sample(GetCurrentTimestamp());
+        MindQuarantines(replicas.sampled_us.load());
         BeatIfDue(GetCurrentTimestamp());
         WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, NapMs(GetCurrentTimestamp()),
                   wait_event);

@@ -250,6 +250,8 @@ WEIR_SQL_FUNCTION(weir_reset)
     shared->coalescing.large.allocated.store(0);
     shared->coalescing.large.refused.store(0);
     shared->submits.ResetStatistics();
+    shared->routing.own.changes.store(0);
+    shared->routing.own.refused.store(0);
     shared->statistics_since.store(GetCurrentTimestamp());
     PG_RETURN_VOID();
 }
