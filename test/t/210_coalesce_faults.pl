@@ -173,7 +173,7 @@ $clients = Faults->start($node, clients => 64, seed => $seed);
 $clients->go;
 $clients->progress(5000);
 my @tables = qw(faults_rows faults_counters);
-poll_until('500 of each table are coalesced', sub { !grep { coalesced(admin(), $_) < 500 } @tables }) unless $ENV{WITHOUT_COALESCING};
+poll_until('500 of each table are coalesced', sub { !grep { coalesced_requests(admin(), $_) < 500 } @tables }) unless $ENV{WITHOUT_COALESCING};
 $clients->is_right('nobody is killed');
 is($clients->figure('unknown'), 0, 'every answer came');
 is_coalesced(admin(), $_, 500) foreach @tables;

@@ -16,7 +16,7 @@ use Time::HiRes ();
 our @EXPORT = qw(gated_node admin_of app_of reconfigure admission poll_until wait_for_waiting waits_long_enough
   answers_at_once waits_for_slot is_refused nothing_left startup_value startups_waiting wait_for_startups
   occupy_startup queue_startups no_startups_left
-  skip_without_coalescing opt_in is_coalesced coalesced no_warnings);
+  skip_without_coalescing opt_in is_coalesced coalesced_requests no_warnings);
 
 # PostgreSQL::Test::Utils sends what a test dies of to its log file alone.
 $SIG{__DIE__} = sub { diag(Carp::longmess($_[0])) if defined $^S && !$^S };
@@ -285,11 +285,11 @@ sub is_coalesced
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	return if $ENV{WITHOUT_COALESCING};
 	note("$table: ", $admin->value("SELECT s FROM weir.stat_coalesce AS s WHERE relation = '$table'::regclass") // 'nothing');
-	return cmp_ok(coalesced($admin, $table), '>=', $least, "$table: coalesced");
+	return cmp_ok(coalesced_requests($admin, $table), '>=', $least, "$table: coalesced");
 }
 
 # Requests of a table that were coalesced.
-sub coalesced
+sub coalesced_requests
 {
 	my ($admin, $table) = @_;
 	return $admin->value("SELECT coalesce(sum(requests), 0) FROM weir.stat_coalesce WHERE relation = '$table'::regclass");
