@@ -15,6 +15,8 @@ const char *WhyNotReplica(const HttpRequest &request, const ServerStatus &server
 {
     if (!server.in_recovery)
         return "this is a primary";
+    if (server.refuses)
+        return "in quarantine: weir.quarantine_lag";
     if (request.has_min_lsn && server.lsn < request.min_lsn)
         return "min_lsn is not replayed yet";
     if (!request.has_max_lag_bytes && !request.has_max_lag_us)

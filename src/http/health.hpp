@@ -21,6 +21,7 @@ namespace weir
 struct ServerStatus {
     bool in_recovery;
     bool lag_known;    // of a standby: the sampler looked lately
+    bool refuses;      // in quarantine: new sessions are refused
     const char *state; // of a standby: streaming, catchup, archive, paused, disconnected, unknown
     uint32_t timeline;
     uint64_t lsn; // the end of WAL, or on a standby of what is replayed

@@ -3,6 +3,7 @@
 #include "http/health.hpp"
 #include "pg/compat.hpp"
 #include "pg/shared.hpp"
+#include "replicas/self_quarantine.hpp"
 #include "stats/metrics.hpp"
 #include "stats/metrics_text.hpp"
 
@@ -71,6 +72,7 @@ ServerStatus CurrentStatus()
     // The sampler's word, if it has looked lately, and since this became a standby.
     status.lag_known = status.in_recovery && replicas.in_recovery.load() != 0 &&
                        state != ReplicaState::kUnknown && IsFresh(replicas, GetCurrentTimestamp());
+    status.refuses = RefusesNewSessions(GetCurrentTimestamp());
     status.lag_us = replicas.own_lag_us.load();
     status.lag_bytes = replicas.own_lag_bytes.load();
     status.minded = !SupervisorIsAbsent(GetCurrentTimestamp());

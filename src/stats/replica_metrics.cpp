@@ -6,6 +6,7 @@
 
 #include "pg/compat.hpp"
 #include "pg/shared.hpp"
+#include "replicas/self_quarantine.hpp"
 
 extern "C" {
 #include "utils/timestamp.h"
@@ -146,6 +147,18 @@ void WriteOwn(MetricsText *text)
         text->Count(own.in_recovery && own.state == state, {{"state", ReplicaStateName(state)}});
 }
 
+void WriteQuarantine(MetricsText *text)
+{
+    const QuarantineShared &own = shared->routing.own;
+    text->Gauge("pg_weir_quarantined", "1: this standby refuses new sessions, because it is too far behind.");
+    text->Count(RefusesNewSessions(GetCurrentTimestamp()));
+    text->Counter("pg_weir_quarantine_changes_total", "How often a quarantine began or ended.");
+    text->Count(own.changes.load());
+    text->Counter("pg_weir_quarantine_refused_total",
+                  "Connections refused in quarantine; in observe mode, would have been.");
+    text->Count(own.refused.load());
+}
+
 } // namespace
 
 void WriteReplicas(MetricsText *text)
@@ -162,6 +175,7 @@ void WriteReplicas(MetricsText *text)
     text->Count(replicas.standbys.load());
     WriteStandbys(text);
     WriteOwn(text);
+    WriteQuarantine(text);
 }
 
 } // namespace weir

@@ -133,6 +133,11 @@ my $answer = http_get($http{b}, '/replica?lag=1s');
 is($answer->{status}, 503, 'b says so');
 like($answer->{body}, qr/"state": "paused".*"reason": "lag in time is beyond the bound"/, 'and why');
 is(http_get($http{b}, '/replica?lag=1h')->{status}, 200, 'to who bears more lag it is a replica');
+$node{b}->append_conf('postgresql.conf', "weir.quarantine_lag = 500ms\nweir.quarantine_hold = 0");
+$node{b}->reload;
+poll_until('in quarantine it is nobody\'s', sub { http_get($http{b}, '/replica?lag=1h')->{status} == 503 });
+like(http_get($http{b}, '/replica')->{body}, qr/"reason": "in quarantine: weir.quarantine_lag"/, 'in quarantine, and says so');
+is(http_metrics($http{b})->{pg_weir_quarantined}, 1, 'as its metrics do');
 
 $node{b}->safe_psql('postgres', 'SELECT pg_wal_replay_resume()');
 wait_for_up('reads', 'b c', 'b is back');

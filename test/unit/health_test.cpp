@@ -79,6 +79,15 @@ TEST(Health, BoundsAreInclusive)
     EXPECT_EQ(Ask("/replica?min_lsn=1/61", Standby()).status, 503);
 }
 
+TEST(Health, InQuarantine)
+{
+    ServerStatus server = Standby();
+    server.refuses = true;
+    EXPECT_EQ(Ask("/replica", server).status, 503);
+    EXPECT_NE(Ask("/replica", server).body.find("in quarantine"), std::string::npos);
+    EXPECT_EQ(Ask("/health", server).status, 200);
+}
+
 TEST(Health, WhatIsNotKnownIsNotFresh)
 {
     ServerStatus server = Standby();
