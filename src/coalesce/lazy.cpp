@@ -185,6 +185,7 @@ bool MayBeQueued(const QueryDesc *query_desc)
 bool QueueRequest(const RequestSlot &request, Lane *lane, const TableFacts &facts)
 {
     uint32_t index = kNoLazy;
+    uint32_t count = 0;
     // Large: its memory goes with this transaction. Partitioned: so do the locks on the partitions.
     if (request.large != 0 || facts.partitioned)
         return false;
@@ -204,7 +205,8 @@ bool QueueRequest(const RequestSlot &request, Lane *lane, const TableFacts &fact
         slot->large = slot->returned_large = 0;
         lazy_outstanding[MyTicketId()].fetch_add(1);
         facts.statistics->unwritten.fetch_add(1, std::memory_order_relaxed);
-        lane->lazy_count.store(lane->lazy.count);
+        count = lane->lazy.count;
+        lane->lazy_count.store(count);
         lane->lazy_arrivals.fetch_add(1);
     }
     LWLockRelease(lazy_lock);
@@ -214,7 +216,9 @@ bool QueueRequest(const RequestSlot &request, Lane *lane, const TableFacts &fact
     }
     queued_in = lane;
     facts.statistics->queued.fetch_add(1, std::memory_order_relaxed);
-    Ring(lane);
+    // In between the worker gathers company for it, and looks by itself.
+    if (count == 1 || count >= kQueuedCompany)
+        Ring(lane);
     CommitWithoutFlush();
     return true;
 }

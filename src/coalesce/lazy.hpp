@@ -22,6 +22,9 @@ extern "C" {
 namespace weir
 {
 
+// So many are worth a batch at once; for fewer a worker waits a moment.
+constexpr uint32_t kQueuedCompany = 64;
+
 // ---- the client's side ----
 
 // Whether the INSERT may be answered when it is queued, if there is room.

@@ -53,6 +53,7 @@ constexpr int64_t kRowLockedUs = 200 * 1000;        // ...
 constexpr int64_t kNoResourcesUs = USECS_PER_SEC;   // ...
 constexpr int64_t kLastWordsUs = 5 * USECS_PER_SEC; // for what is queued when the worker must end
 constexpr long kQueuedNapMs = 10;
+constexpr long kGatherMs = 2; // for company
 
 Lane *lane = nullptr;
 Batch batch;
@@ -605,11 +606,26 @@ void Sleep()
 
 void WaitForCompany()
 {
-    if (settings.coalesce_max_delay_ms == 0 || batch.count >= MostRequests())
+    if (settings.coalesce_max_delay_ms == 0 || batch.count == 0 || batch.count >= MostRequests())
         return;
     ResetLatch(MyLatch);
     WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, settings.coalesce_max_delay_ms,
               PG_WAIT_EXTENSION);
+    Collect();
+}
+
+// Nobody waits for what was answered already: a few of them are not worth a flush yet.
+void GatherQueued()
+{
+    const uint32_t count = lane->lazy_count.load();
+    if (count == 0 || count >= kQueuedCompany || lane->lazy_waiters.load() > 0)
+        return;
+    ResetLatch(MyLatch);
+    lane->asleep.store(1, std::memory_order_seq_cst);
+    if (!RequestBitmap::Any(RequestsOf(LaneIndex(*lane)), SessionCount()) && lane->stop.load() == 0 &&
+        !asked_to_end)
+        WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, kGatherMs, PG_WAIT_EXTENSION);
+    lane->asleep.store(0, std::memory_order_relaxed);
     Collect();
 }
 
@@ -675,6 +691,8 @@ void Serve()
         MakeLargeMemory();
         if (Collect())
             LetOthersPublish();
+        else
+            GatherQueued();
         WaitForCompany();
         CollectQueued();
         if (batch.count == 0 && alone_count == 0) {
