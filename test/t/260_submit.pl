@@ -157,11 +157,12 @@ is($admin->value('SELECT n FROM t'), 110, 'and both were executed');
 is(workers(q{usename = 'app' AND datname = 'postgres'}), 1, 'it is a session of its role');
 
 # What a worker executes needs no slot of the transaction gate; what its session executes after all does.
+$admin->query('CREATE SEQUENCE probe; GRANT ALL ON SEQUENCE probe TO app');
 my @waiters = map { app_of($node) } 1 .. 3;
 $_->query(unit('SELECT 1')) foreach @waiters;
 reconfigure($admin, 'weir.max_active' => 1);
 answers_at_once($app, unit('UPDATE t SET n = n'), 'all slots are taken, and a worker executes it');
-foreach my $waits ('SELECT count(*) FROM t', unit('UPDATE t SET n = 5000'), 'SELECT weir.submit(pg_sleep(0)::text)')
+foreach my $waits ('SELECT count(*) FROM t', unit('UPDATE t SET n = 5000'), q{SELECT weir.submit('SELECT ' || nextval('probe'))})
 {
 	my $session = shift @waiters;
 	$session->send($waits);
@@ -169,6 +170,7 @@ foreach my $waits ('SELECT count(*) FROM t', unit('UPDATE t SET n = 5000'), 'SEL
 	$admin->query('SELECT pg_cancel_backend(' . $session->pid . ')');
 	is($session->answer->{code}, '57014', "waits for a slot: $waits");
 }
+is($admin->value('SELECT is_called FROM probe'), 'f', 'what its arguments call waits, too');
 reconfigure($admin, 'weir.max_active' => 0);
 
 my @apps = map { app_of($node) } 1 .. 12;
