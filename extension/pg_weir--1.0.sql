@@ -867,3 +867,157 @@ COMMENT ON COLUMN weir.stat_quarantine.sampled_at IS 'when lag was last sampled'
 REVOKE ALL ON FUNCTION weir.read_targets(interval, text), weir.stat_quarantine() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION weir.read_targets(interval, text), weir.stat_quarantine() TO pg_monitor;
 GRANT SELECT ON weir.stat_quarantine TO pg_monitor;
+
+-- ---- flow control -----------------------------------------------------------------------------------------------
+
+CREATE FUNCTION weir.stat_throttle(
+    OUT mode text,
+    OUT state text,
+    OUT max_lag interval,
+    OUT max_lag_bytes bigint,
+    OUT standbys integer,
+    OUT standby text,
+    OUT lag interval,
+    OUT delay interval,
+    OUT lag_bytes bigint,
+    OUT capacity bigint,
+    OUT rate bigint,
+    OUT batch_rate bigint,
+    OUT wal_rate bigint,
+    OUT others_rate bigint,
+    OUT engagements bigint,
+    OUT batch_engagements bigint,
+    OUT waiting integer,
+    OUT waits bigint,
+    OUT batch_waits bigint,
+    OUT bulk_waits bigint,
+    OUT expired bigint,
+    OUT wait_total interval,
+    OUT wait_p50 interval,
+    OUT wait_p95 interval,
+    OUT wait_p99 interval,
+    OUT wait_max interval,
+    OUT checks_allowed bigint,
+    OUT checks_denied bigint,
+    OUT sampled_at timestamptz,
+    OUT since timestamptz)
+RETURNS record
+LANGUAGE C VOLATILE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'weir_stat_throttle';
+
+CREATE FUNCTION weir.throttle_standby(
+    OUT application_name text,
+    OUT standing text,
+    OUT lag interval,
+    OUT delay interval,
+    OUT lag_bytes bigint,
+    OUT capacity bigint,
+    OUT pressure real,
+    OUT limiting boolean,
+    OUT at_floor boolean)
+RETURNS SETOF record
+LANGUAGE C VOLATILE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'weir_throttle_standby';
+
+CREATE FUNCTION weir.throttle_rules(
+    OUT app text,
+    OUT exempt boolean,
+    OUT ratio double precision,
+    OUT expires_at timestamptz,
+    OUT checks bigint,
+    OUT denied bigint)
+RETURNS SETOF record
+LANGUAGE C VOLATILE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'weir_throttle_rules';
+
+CREATE FUNCTION weir.check_throttle(
+    app text,
+    OUT allowed boolean,
+    OUT code text,
+    OUT value double precision,
+    OUT threshold double precision,
+    OUT unit text,
+    OUT retry_after interval)
+RETURNS record
+LANGUAGE C VOLATILE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'weir_check_throttle';
+
+CREATE FUNCTION weir.throttle_app(app text, ratio double precision DEFAULT 1, ttl interval DEFAULT '1 hour') RETURNS void
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'weir_throttle_app';
+
+CREATE FUNCTION weir.exempt_app(app text, ttl interval DEFAULT '1 hour') RETURNS void
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'weir_exempt_app';
+
+CREATE FUNCTION weir.drop_throttle_rule(app text) RETURNS boolean
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'weir_drop_throttle_rule';
+
+CREATE VIEW weir.stat_throttle AS SELECT * FROM weir.stat_throttle();
+CREATE VIEW weir.throttle_standby AS SELECT * FROM weir.throttle_standby();
+CREATE VIEW weir.throttle_rules AS SELECT * FROM weir.throttle_rules();
+
+COMMENT ON VIEW weir.stat_throttle IS 'Flow control of writers by replica lag: one row. Rates are bytes of WAL a second.';
+COMMENT ON COLUMN weir.stat_throttle.mode IS 'weir.mode as it is in force';
+COMMENT ON COLUMN weir.stat_throttle.state IS 'off (no target, or not a primary), idle, batch (only classes of low weight are slowed down), engaged, stale (nobody samples: nobody is slowed down)';
+COMMENT ON COLUMN weir.stat_throttle.max_lag IS 'weir.max_replica_lag; NULL: none';
+COMMENT ON COLUMN weir.stat_throttle.max_lag_bytes IS 'weir.max_replica_lag_bytes; NULL: none';
+COMMENT ON COLUMN weir.stat_throttle.standbys IS 'standbys that count';
+COMMENT ON COLUMN weir.stat_throttle.standby IS 'application_name of the one that the quorum is about: the weir.lag_quorum-th worst; NULL: none';
+COMMENT ON COLUMN weir.stat_throttle.lag IS 'its replay lag: age of the oldest WAL that it has not replayed';
+COMMENT ON COLUMN weir.stat_throttle.delay IS 'how late it will replay what is written now: lag_bytes / capacity. What is steered by';
+COMMENT ON COLUMN weir.stat_throttle.lag_bytes IS 'WAL that it has not replayed';
+COMMENT ON COLUMN weir.stat_throttle.capacity IS 'bytes of WAL a second that it replays while it has a backlog';
+COMMENT ON COLUMN weir.stat_throttle.rate IS 'bytes of WAL a second that writers may write; NULL: no limit';
+COMMENT ON COLUMN weir.stat_throttle.batch_rate IS 'the same of classes of low weight';
+COMMENT ON COLUMN weir.stat_throttle.wal_rate IS 'bytes of WAL a second that this server writes';
+COMMENT ON COLUMN weir.stat_throttle.others_rate IS 'of that, what is not ruled by the throttle; NULL: not engaged';
+COMMENT ON COLUMN weir.stat_throttle.engagements IS 'how often writers began to be slowed down, since the server started';
+COMMENT ON COLUMN weir.stat_throttle.batch_engagements IS 'the same of classes of low weight';
+COMMENT ON COLUMN weir.stat_throttle.waiting IS 'writers and workers that wait now';
+COMMENT ON COLUMN weir.stat_throttle.waits IS 'transactions that had to wait, or in observe mode would have had to';
+COMMENT ON COLUMN weir.stat_throttle.batch_waits IS 'the same of classes of low weight';
+COMMENT ON COLUMN weir.stat_throttle.bulk_waits IS 'waits between the rows of long statements';
+COMMENT ON COLUMN weir.stat_throttle.expired IS 'transactions that wrote all the same after weir.throttle_max_wait';
+COMMENT ON COLUMN weir.stat_throttle.wait_total IS 'all waits together';
+COMMENT ON COLUMN weir.stat_throttle.wait_p50 IS 'half of the transactions that waited did so for at most this long';
+COMMENT ON COLUMN weir.stat_throttle.wait_p95 IS '95 % of them';
+COMMENT ON COLUMN weir.stat_throttle.wait_p99 IS '99 % of them';
+COMMENT ON COLUMN weir.stat_throttle.wait_max IS 'the longest';
+COMMENT ON COLUMN weir.stat_throttle.checks_allowed IS 'answers of weir.check_throttle(): yes';
+COMMENT ON COLUMN weir.stat_throttle.checks_denied IS 'answers of weir.check_throttle(): no';
+COMMENT ON COLUMN weir.stat_throttle.sampled_at IS 'when lag was last sampled';
+COMMENT ON COLUMN weir.stat_throttle.since IS 'last weir.reset()';
+
+COMMENT ON VIEW weir.throttle_standby IS 'The standbys that weir.lag_replicas lists, and whether each counts for the throttle.';
+COMMENT ON COLUMN weir.throttle_standby.application_name IS 'of the standby';
+COMMENT ON COLUMN weir.throttle_standby.standing IS 'counts; or why it does not: disconnected, stuck, hopeless, not helped, returning. See docs/flow-control.md';
+COMMENT ON COLUMN weir.throttle_standby.lag IS 'its replay lag';
+COMMENT ON COLUMN weir.throttle_standby.delay IS 'how late it will replay what is written now';
+COMMENT ON COLUMN weir.throttle_standby.lag_bytes IS 'WAL that it has not replayed';
+COMMENT ON COLUMN weir.throttle_standby.capacity IS 'bytes of WAL a second that it replays while it has a backlog';
+COMMENT ON COLUMN weir.throttle_standby.pressure IS 'share of the target that is used up: writers are slowed down from 0.5, at 1 they write what it replays';
+COMMENT ON COLUMN weir.throttle_standby.limiting IS 'writers are slowed down for its sake';
+COMMENT ON COLUMN weir.throttle_standby.at_floor IS 'and may write no more than the floor';
+
+COMMENT ON VIEW weir.throttle_rules IS 'Rules of weir.check_throttle() that are in force. A restart forgets them.';
+COMMENT ON COLUMN weir.throttle_rules.app IS 'pattern of the names of applications: * and ? as in weir.class_map';
+COMMENT ON COLUMN weir.throttle_rules.exempt IS 'they are always allowed';
+COMMENT ON COLUMN weir.throttle_rules.ratio IS 'else: share of their checks that is denied, whatever the lag';
+COMMENT ON COLUMN weir.throttle_rules.expires_at IS 'when the rule ends';
+COMMENT ON COLUMN weir.throttle_rules.checks IS 'checks that it decided';
+COMMENT ON COLUMN weir.throttle_rules.denied IS 'of these, denied';
+
+COMMENT ON FUNCTION weir.stat_throttle() IS 'What the view weir.stat_throttle shows. Reads shared memory only.';
+COMMENT ON FUNCTION weir.throttle_standby() IS 'What the view weir.throttle_standby shows.';
+COMMENT ON FUNCTION weir.throttle_rules() IS 'What the view weir.throttle_rules shows.';
+COMMENT ON FUNCTION weir.check_throttle(text) IS 'May a job of this name write now? For backfills and migrations, before each chunk. code: ok, exempt; lagging, denied, unknown, stale, standby. value and threshold in unit: s or bytes. retry_after: NULL if allowed.';
+COMMENT ON FUNCTION weir.throttle_app(text, double precision, interval) IS 'Denies this share (0..1) of the checks of jobs whose name matches the pattern, for ttl.';
+COMMENT ON FUNCTION weir.exempt_app(text, interval) IS 'Allows jobs whose name matches the pattern whatever the lag is, for ttl.';
+COMMENT ON FUNCTION weir.drop_throttle_rule(text) IS 'Ends the rule of this pattern. False: there was none.';
+
+REVOKE ALL ON FUNCTION weir.stat_throttle(), weir.throttle_standby(), weir.throttle_rules(),
+    weir.throttle_app(text, double precision, interval), weir.exempt_app(text, interval), weir.drop_throttle_rule(text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION weir.stat_throttle(), weir.throttle_standby(), weir.throttle_rules() TO pg_monitor;
+GRANT SELECT ON weir.stat_throttle, weir.throttle_standby, weir.throttle_rules TO pg_monitor;

@@ -8,6 +8,7 @@
 #include "pg/launcher.hpp"
 #include "pg/settings.hpp"
 #include "pg/shared.hpp"
+#include "replicas/flow.hpp"
 #include "replicas/read_your_writes.hpp"
 #include "replicas/sampler.hpp"
 
@@ -31,6 +32,7 @@ _Pragma("GCC visibility pop")
     weir::DefineSettings();
     weir::InstallSharedMemoryHooks();
     weir::InstallTransactionGate();
+    weir::InstallFlow();
     weir::InstallStartupGate();
     weir::InstallOptIn();
     weir::InstallInterceptor();

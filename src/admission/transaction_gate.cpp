@@ -14,6 +14,7 @@
 #include "pg/shared.hpp"
 #include "pg/snapshot.hpp"
 #include "pg/wait.hpp"
+#include "replicas/flow.hpp"
 #include "replicas/read_your_writes.hpp"
 
 extern "C" {
@@ -240,16 +241,22 @@ void OnExecutorStart(QueryDesc *query_desc, int eflags)
             const bool select = query_desc->operation == CMD_SELECT;
             if (select ? MayBeSubmitted(query_desc) : !nothing_opted_in && MayBeCoalesced(query_desc))
                 left_to_worker = CurrentLxid();
-            else
+            else {
+                if (FlowIsEngaged())
+                    HoldWriter(query_desc);
                 Judge(
                     query_desc, [=] { return DropStatementSnapshot(query_desc); },
                     [=](const DroppedSnapshot &dropped) { RetakeStatementSnapshot(dropped, query_desc); });
-        }
+            }
+        } else if (FlowIsEngaged())
+            HoldWriter(query_desc);
     }
     if (previous_executor_start)
         previous_executor_start(query_desc, eflags);
     else
         standard_ExecutorStart(query_desc, eflags);
+    if ((eflags & EXEC_FLAG_EXPLAIN_ONLY) == 0)
+        PaceStatement(query_desc);
 }
 
 // Here, not in ExecutorStart: a cursor is run many times.
@@ -271,6 +278,7 @@ void OnExecutorEnd(QueryDesc *query_desc)
 {
     if (HoldsQueries())
         LeaveQuery(query_desc);
+    EndPacing(query_desc);
     if (previous_executor_end)
         previous_executor_end(query_desc);
     else
@@ -386,6 +394,8 @@ void GateUtility(UtilityKind kind, WEIR_UTILITY_PARAMETERS)
 {
     const bool holds_query = kind == UtilityKind::kWork && QueryRulesInForce() &&
                              EnterUtility(static_cast<uint64>(statement->queryId));
+    if (kind == UtilityKind::kWork && FlowIsEngaged())
+        HoldUtility(statement->utilityStmt, utility_depth == 0);
     if ((kind == UtilityKind::kBegin || kind == UtilityKind::kWork) && NeedsJudgement())
         Judge(nullptr, DropUtilitySnapshot, RetakeUtilitySnapshot);
     if (kind != UtilityKind::kEnd)
@@ -438,9 +448,12 @@ bool IsClientBackend()
 void TakeSlotAfterAll(const QueryDesc *query_desc)
 {
     // Its snapshot stays, the executor has it in hand.
-    if (CurrentMode() != Mode::kOff && left_to_worker == CurrentLxid() && NeedsJudgement())
-        Judge(
-            query_desc, [] { return DroppedSnapshot(); }, [](const DroppedSnapshot &) {});
+    if (CurrentMode() == Mode::kOff || left_to_worker != CurrentLxid() || !NeedsJudgement())
+        return;
+    if (FlowIsEngaged())
+        HoldLateWriter(query_desc);
+    Judge(
+        query_desc, [] { return DroppedSnapshot(); }, [](const DroppedSnapshot &) {});
 }
 
 void LendSlot()

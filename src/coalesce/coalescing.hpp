@@ -70,8 +70,9 @@ struct alignas(128) Lane {
     // The worker's.
     std::atomic<uint32_t> ticket; // PGPROC number + 1; 0: none runs
     std::atomic<uint32_t> pid;
-    std::atomic<uint32_t> asleep; // the first request must set its latch
-    std::atomic<uint32_t> xid;    // of the batch that is being committed
+    std::atomic<uint32_t> asleep;    // the first request must set its latch
+    std::atomic<uint32_t> throttled; // it waits for replicas before it takes requests
+    std::atomic<uint32_t> xid;       // of the batch that is being committed
 
     alignas(128) std::atomic<uint32_t> present; // clients in a statement that could be coalesced
     std::atomic<uint32_t> peak;                 // most of them at once, fading

@@ -12,6 +12,7 @@
 #include "pg/snapshot.hpp"
 #include "pg/together.hpp"
 #include "pg/wait.hpp"
+#include "replicas/flow.hpp"
 #include "replicas/read_your_writes.hpp"
 
 extern "C" {
@@ -184,7 +185,7 @@ bool MayWait(RequestSlot *slot, Lane *lane, uint32_t epoch, int64_t began)
 {
     const bool queued = RequestSlot::StateOf(slot->Load()) == RequestState::kQueued;
     const int64_t waited_us = GetCurrentTimestamp() - began;
-    const bool stalled = waited_us > kStalledUs;
+    const bool stalled = waited_us > (lane->throttled.load() != 0 ? kUnattendedUs : kStalledUs);
     if (queued && (InterruptPending || lane->State() != LaneState::kRunning || lane->epoch.load() != epoch ||
                    stalled)) {
         const bool back = TakeBack(slot, lane);
@@ -399,12 +400,19 @@ bool Coalesce(QueryDesc *query_desc, Relation relation, const TableFacts &facts)
     return false;
 }
 
+// The workers wait for replicas, and some sessions never do.
+bool MustNotWaitForReplicas()
+{
+    return FlowIsEngaged() && FlowExemptsSession();
+}
+
 } // namespace
 
 bool MayBeCoalesced(const QueryDesc *query_desc)
 {
     const Node *plan = reinterpret_cast<const Node *>(query_desc->plannedstmt->planTree);
-    if (CurrentMode() != Mode::kEnforce || !settings.coalesce || plan == nullptr || !IsA(plan, ModifyTable))
+    if (CurrentMode() != Mode::kEnforce || !settings.coalesce || plan == nullptr || !IsA(plan, ModifyTable) ||
+        MustNotWaitForReplicas())
         return false;
     const auto *modify = reinterpret_cast<const ModifyTable *>(plan);
     const RangeTblEntry *table =
@@ -422,7 +430,8 @@ bool MayBeCoalesced(const QueryDesc *query_desc)
 bool RunCoalesced(QueryDesc *query_desc)
 {
     if (CurrentMode() != Mode::kEnforce || !settings.coalesce || !IsClientBackend() ||
-        query_desc->planstate == nullptr || !IsA(query_desc->planstate, ModifyTableState))
+        query_desc->planstate == nullptr || !IsA(query_desc->planstate, ModifyTableState) ||
+        MustNotWaitForReplicas())
         return false;
     const auto *modify = reinterpret_cast<const ModifyTableState *>(query_desc->planstate);
     // The table that the statement names: of a partitioned one, an UPDATE writes to partitions.

@@ -13,6 +13,7 @@
 #include "coalesce/submit_unit.hpp"
 #include "pg/compat.hpp"
 #include "pg/shared.hpp"
+#include "replicas/flow.hpp"
 #include "stats/rows.hpp"
 
 extern "C" {
@@ -117,6 +118,8 @@ Decline JudgeCall(const Node *call)
 Decline JudgeSession()
 {
     if (CurrentMode() != Mode::kEnforce || !settings.coalesce || settings.submit_workers == 0)
+        return Decline::kNoWorker;
+    if (FlowIsEngaged() && FlowExemptsSession()) // the worker would wait for replicas
         return Decline::kNoWorker;
     if (HasTemporaryTables())
         return Decline::kTemporaryTables;

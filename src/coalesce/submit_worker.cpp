@@ -10,6 +10,7 @@
 #include "pg/compat.hpp"
 #include "pg/shared.hpp"
 #include "pg/together.hpp"
+#include "replicas/flow.hpp"
 
 extern "C" {
 #include "access/transam.h"
@@ -499,6 +500,7 @@ bool EnterLane()
         lane->ticket.store(MyTicketId() + 1);
         lane->pid.store(static_cast<uint32_t>(MyProcPid));
         lane->asleep.store(0);
+        lane->throttled.store(0);
         lane->xid.store(InvalidTransactionId);
         batch.number = lane->wake.opening.load();
         lane->state.store(static_cast<uint32_t>(LaneState::kRunning), std::memory_order_seq_cst);
@@ -519,6 +521,29 @@ void Sleep()
     lane->asleep.store(0, std::memory_order_relaxed);
 }
 
+// Asked outside of transactions, where no catalog can be read.
+bool IsOfSuperuser()
+{
+    const char *is_superuser = GetConfigOption("is_superuser", true, false);
+    return is_superuser != nullptr && strcmp(is_superuser, "on") == 0;
+}
+
+bool MustNotWait()
+{
+    return lane->stop.load(std::memory_order_relaxed) != 0;
+}
+
+// Before requests are taken: until then their clients may take them back. What comes meanwhile makes the
+// batch larger.
+void WaitForReplicas()
+{
+    if (FlowIsEngaged() && !IsOfSuperuser() &&
+        RequestBitmap::Any(RequestsOf(LaneIndex(*lane)), SessionCount())) {
+        lane->throttled.store(1);
+        HoldWorker(MustNotWait);
+    }
+}
+
 void Serve()
 {
     int64_t idle_since = GetCurrentTimestamp();
@@ -529,7 +554,10 @@ void Serve()
             ConfigReloadPending = false;
             ProcessConfigFile(PGC_SIGHUP);
         }
-        if (Collect()) {
+        WaitForReplicas();
+        const bool found = Collect();
+        lane->throttled.store(0);
+        if (found) {
             // From here on clients that see themselves queued wait for the next batch.
             lane->wake.opening.store(batch.number + 1, std::memory_order_seq_cst);
             RunBatch();

@@ -10,6 +10,7 @@
 #include "pg/compat.hpp"
 #include "pg/shared.hpp"
 #include "pg/together.hpp"
+#include "replicas/flow.hpp"
 
 extern "C" {
 #include "access/transam.h"
@@ -582,6 +583,7 @@ bool EnterLane()
         lane->ticket.store(MyTicketId() + 1);
         lane->pid.store(static_cast<uint32_t>(MyProcPid));
         lane->asleep.store(0);
+        lane->throttled.store(0);
         lane->stalled.store(0);
         lane->xid.store(InvalidTransactionId);
         batch.number = lane->wake.opening.load();
@@ -681,6 +683,22 @@ void LetOthersPublish()
     }
 }
 
+bool MustNotWait()
+{
+    return lane->stop.load(std::memory_order_relaxed) != 0 || asked_to_end;
+}
+
+// Before requests are taken: until then their clients may take them back. What comes meanwhile makes the
+// batch larger.
+void WaitForReplicas()
+{
+    if (FlowIsEngaged() &&
+        (RequestBitmap::Any(RequestsOf(LaneIndex(*lane)), SessionCount()) || lane->lazy_count.load() > 0)) {
+        lane->throttled.store(1);
+        HoldWorker(MustNotWait);
+    }
+}
+
 void Serve()
 {
     int64_t idle_since = GetCurrentTimestamp();
@@ -689,11 +707,13 @@ void Serve()
         lane->rounds.fetch_add(1, std::memory_order_relaxed);
         MindInterrupts();
         MakeLargeMemory();
+        WaitForReplicas();
         if (Collect())
             LetOthersPublish();
         else
             GatherQueued();
         WaitForCompany();
+        lane->throttled.store(0);
         CollectQueued();
         if (batch.count == 0 && alone_count == 0) {
             if (GetCurrentTimestamp() - idle_since > kIdleUs && lane->lazy_count.load() == 0)

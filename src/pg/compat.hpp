@@ -179,6 +179,31 @@ template <typename F> bool AnyProcLock(LOCK *lock, F f)
 #endif
 }
 
+// The same for the locks that this process holds in a partition, of which it has the lock: `f(const LOCK *)`.
+template <typename F> bool AnyOwnLock(int partition, F f)
+{
+#if PG_VERSION_NUM >= 160000
+    const dlist_node *end = &MyProc->myProcLocks[partition].head;
+    for (dlist_node *at = MyProc->myProcLocks[partition].head.next; at != nullptr && at != end;
+         at = at->next) {
+        const auto *held =
+            reinterpret_cast<PROCLOCK *>(reinterpret_cast<char *>(at) - offsetof(PROCLOCK, procLink));
+        if (f(held->tag.myLock))
+            return true;
+    }
+    return false;
+#else
+    SHM_QUEUE *queue = &MyProc->myProcLocks[partition];
+    auto *at = reinterpret_cast<PROCLOCK *>(SHMQueueNext(queue, queue, offsetof(PROCLOCK, procLink)));
+    while (at != nullptr) {
+        if (f(at->tag.myLock))
+            return true;
+        at = reinterpret_cast<PROCLOCK *>(SHMQueueNext(queue, &at->procLink, offsetof(PROCLOCK, procLink)));
+    }
+    return false;
+#endif
+}
+
 // 18 dropped ExecutorRun's execute_once.
 #if PG_VERSION_NUM >= 180000
 #define WEIR_EXECUTOR_RUN_PARAMETERS QueryDesc *query_desc, ScanDirection direction, uint64 count

@@ -372,6 +372,51 @@ void DefineRouting()
         60000, 0, INT_MAX, PGC_SIGHUP, GUC_UNIT_MS, nullptr, nullptr, nullptr);
 }
 
+void DefineThrottleTargets()
+{
+    DefineCustomIntVariable(
+        "weir.max_replica_lag", "Replay lag past which writers are slowed down.",
+        "Writers are slowed down from half of it. Of little use below half a second. 0: never.",
+        &settings.max_replica_lag_ms, 0, 0, 24 * 60 * 60 * 1000, PGC_SIGHUP, GUC_UNIT_MS, nullptr, nullptr,
+        nullptr);
+    DefineCustomIntVariable("weir.max_replica_lag_bytes",
+                            "WAL that a standby has not replayed, past which writers are slowed down.",
+                            "0: never.", &settings.max_replica_lag_kb, 0, 0, INT_MAX, PGC_SIGHUP, GUC_UNIT_KB,
+                            nullptr, nullptr, nullptr);
+    DefineCustomIntVariable("weir.lag_quorum",
+                            "How many of the standbys that count must be behind before writers are slowed "
+                            "down.",
+                            nullptr, &settings.lag_quorum, 1, 1, 64, PGC_SIGHUP, 0, nullptr, nullptr,
+                            nullptr);
+    DefineCustomIntVariable(
+        "weir.lag_grace", "How long a standby counts that is disconnected, stuck or hopelessly behind.",
+        "Then writers are not slowed down for it any more, until it has recovered.", &settings.lag_grace_ms,
+        10000, 100, 3600000, PGC_SIGHUP, GUC_UNIT_MS, nullptr, nullptr, nullptr);
+}
+
+void DefineThrottle()
+{
+    DefineThrottleTargets();
+    DefineCustomBoolVariable("weir.throttle", "Whether this session's writes are slowed down by replica lag.",
+                             "Superusers' never are.", &settings.throttle, true, PGC_SUSET, 0, nullptr,
+                             nullptr, nullptr);
+    DefineCustomBoolVariable(
+        "weir.throttle_bulk", "Whether long statements are slowed down between their rows, too.",
+        "Not while somebody waits for a lock that they hold. Off: only before they begin.",
+        &settings.throttle_bulk, true, PGC_SIGHUP, 0, nullptr, nullptr, nullptr);
+    DefineCustomIntVariable(
+        "weir.throttle_floor", "WAL per second that writers may always write, all together.",
+        "Or a 50th of what the standby replays, if that is more.", &settings.throttle_floor_kb, 64, 1,
+        1024 * 1024, PGC_SIGHUP, GUC_UNIT_KB, nullptr, nullptr, nullptr);
+    DefineCustomIntVariable("weir.throttle_max_wait", "Longest wait of a writer for replicas.",
+                            "Then it writes all the same. 0: no bound.", &settings.throttle_max_wait_ms,
+                            10000, 0, INT_MAX, PGC_SIGHUP, GUC_UNIT_MS, nullptr, nullptr, nullptr);
+    DefineCustomIntVariable("weir.check_throttle_lag", "Replay lag from which weir.check_throttle() says no.",
+                            "0: half of weir.max_replica_lag, or 5 s if there is none.",
+                            &settings.check_throttle_lag_ms, 0, 0, 24 * 60 * 60 * 1000, PGC_SIGHUP,
+                            GUC_UNIT_MS, nullptr, nullptr, nullptr);
+}
+
 } // namespace
 
 const char *ModeName(int mode)
@@ -404,6 +449,7 @@ void DefineSettings()
     DefineReadYourWrites();
     DefineReplicas();
     DefineRouting();
+    DefineThrottle();
     MarkGUCPrefixReserved("weir");
 }
 

@@ -63,6 +63,15 @@ struct Settings {
     int heartbeat_interval_ms;
     int quarantine_lag_ms;
     int quarantine_hold_ms;
+    int max_replica_lag_ms;
+    int max_replica_lag_kb;
+    int lag_quorum;
+    int lag_grace_ms;
+    bool throttle;
+    bool throttle_bulk;
+    int throttle_floor_kb;
+    int throttle_max_wait_ms;
+    int check_throttle_lag_ms;
     int submit_workers;
     int submit_key_retention_s;
     int http_port;

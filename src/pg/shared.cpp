@@ -30,6 +30,7 @@ std::atomic<uint32_t> *lazy_outstanding = nullptr;
 LWLock *lazy_lock = nullptr;
 std::atomic<uint64_t> *replay_wanted = nullptr;
 LWLock *replica_lock = nullptr;
+LWLock *flow_lock = nullptr;
 
 namespace
 {
@@ -79,7 +80,7 @@ void RequestSharedMemory()
     if (previous_shmem_request_hook)
         previous_shmem_request_hook();
     RequestAddinShmemSpace(SharedSize());
-    RequestNamedLWLockTranche(kTranche, 6);
+    RequestNamedLWLockTranche(kTranche, 7);
 }
 
 // Runs in the postmaster, again after a crash restart; with EXEC_BACKEND also in every child.
@@ -98,6 +99,7 @@ void StartSharedMemory()
     coalesce_lock = &locks[3].lock;
     lazy_lock = &locks[4].lock;
     replica_lock = &locks[5].lock;
+    flow_lock = &locks[6].lock;
     auto *tickets = reinterpret_cast<Ticket *>(static_cast<char *>(memory) + sizeof(Shared));
     Ticket *startup_tickets = tickets + TicketCount();
     request_slots = reinterpret_cast<RequestSlot *>(startup_tickets + TicketCount());

@@ -15,6 +15,7 @@
 #include "http/http_worker.hpp"
 #include "pg/prelude.hpp"
 #include "pg/settings.hpp"
+#include "replicas/flow.hpp"
 #include "replicas/quarantine.hpp"
 #include "replicas/replay_wait.hpp"
 #include "replicas/replica_state.hpp"
@@ -71,6 +72,7 @@ struct Shared {
     ReplayWaitShared replay_waits;
     ReplicasShared replicas;
     RoutingShared routing;
+    FlowShared flow;
     std::atomic<int64_t> statistics_since; // TimestampTz of the last weir.reset()
 };
 
@@ -95,6 +97,7 @@ extern LWLock *lazy_lock;                    // lazy_queue, lanes' lists, failur
 extern std::atomic<uint64_t> *replay_wanted; // one per session, at the index of its PGPROC
 
 extern LWLock *replica_lock; // rows and history of standbys
+extern LWLock *flow_lock;    // rules of weir.check_throttle()
 
 uint32_t SessionCount(); // tickets and request slots there are
 

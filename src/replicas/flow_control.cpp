@@ -59,7 +59,8 @@ void FlowController::UpdateLane(uint32_t lane, FlowStandby *standbys, const bool
         state.calm_us = 0;
     else if (state.calm_us == 0)
         state.calm_us = now_us;
-    if (!state.engaged && pressure >= kEngage) {
+    if (!state.engaged && quorum_member != kMaxFlowStandbys &&
+        standbys[quorum_member].warning / share >= kEngage) {
         state.engaged = true;
         state.engagements++;
     } else if (state.engaged && (quorum_member == kMaxFlowStandbys ||

@@ -7,7 +7,7 @@
 //     delay  = backlog / capacity                    of what is written now: flow_standby.hpp
 //     knee   = max(target / 2, 0.5 s)
 //     rate   = capacity * 2 ^ ((target - delay) / knee), at most 8 times the capacity,
-//              at least the floor: the larger of weir.throttle_floor and a 20th of the capacity
+//              at least the floor: the larger of weir.throttle_floor and a 50th of the capacity
 //     writers' rate = rate - what others write (autovacuum, superusers, padding), at least the floor
 //
 // At the target writers may write what the standby replays, so that is where it settles, with the standby
@@ -15,8 +15,8 @@
 // quarter. With a bound in bytes the same is done with bytes, and the lower rate holds. Each standby that
 // counts allows a rate; the weir.lag_quorum-th lowest is taken.
 //
-// It engages at half of the target, if the lag itself is at least a fourth of it, and lets go below a fourth,
-// after kReleaseUs: so that in between it neither comes nor goes.
+// It engages when the lag, or the delay if the lag itself is at least a fourth of the target, is half of the
+// target, and lets go when the delay is below a fourth for kReleaseUs: in between it neither comes nor goes.
 //
 // Two lanes: classes of low weight have a fourth of the targets for theirs. They are slowed down first, and
 // when they are the only ones that write they lose nothing but the room for bursts.

@@ -10,11 +10,11 @@ namespace weir
 namespace
 {
 
-constexpr double kSmoothS = 3;         // of the capacity
-constexpr double kFloorSmoothS = 60;   // of what the floor is taken from
-constexpr double kFloorShare = 0.05;   // of the capacity
-constexpr int64_t kBusyLagUs = 250000; // later than that it has a backlog, not only WAL on its way
-constexpr int64_t kAhead = 8;          // the delay is taken for at most so many times the lag
+constexpr double kFastS = 1, kSlowS = 3; // of the capacity: the lower of two means
+constexpr double kFloorSmoothS = 30;     // of what the floor is taken from
+constexpr double kFloorShare = 0.02;     // of the capacity
+constexpr int64_t kBusyLagUs = 250000;   // later than that it has a backlog, not only WAL on its way
+constexpr int64_t kAhead = 8;            // the delay is taken for at most so many times the lag
 constexpr double kSlowedDown = 0.7;
 constexpr double kMinKneeS = 0.5;
 constexpr double kMostHalvings = 10, kMostDoublings = 3;
@@ -32,6 +32,13 @@ double Larger(double a, double b) noexcept
 int64_t BusyLag(const FlowTargets &targets) noexcept
 {
     return targets.lag_us > 0 && targets.lag_us / 4 < kBusyLagUs ? targets.lag_us / 4 : kBusyLagUs;
+}
+
+// The first seconds of all count alike (`smooth_s` is what was seen): there is nothing else to go by.
+void Approach(double *mean, double value, double seconds, double smooth_s, bool may_fall) noexcept
+{
+    const double next = *mean + (value - *mean) * (1 - std::exp(-seconds / smooth_s));
+    *mean = may_fall ? next : Larger(*mean, next);
 }
 
 // As a pressure.
@@ -96,17 +103,15 @@ void FlowStandby::Measure(const StandbySample &sample, const FlowTargets &target
     if (continues) {
         const double seconds = static_cast<double>(now_us - sampled_us) / 1e6;
         const double rate = static_cast<double>(sample.replay_lsn - replay_lsn) / seconds;
-        if (is_busy && busy) {
-            // The first seconds of all count alike: there is nothing else to go by.
-            proven_s = Smaller(proven_s + seconds, kSmoothS);
-            capacity += (rate - capacity) * (1 - std::exp(-seconds / proven_s));
-        } else {
-            // It can do at least what it does; smoothed, because its messages come in steps.
-            const double smoothed = capacity + (rate - capacity) * (1 - std::exp(-seconds / kSmoothS));
-            capacity = Larger(capacity, smoothed);
-        }
-        floor_base =
-            Larger(capacity, capacity + (floor_base - capacity) * std::exp(-seconds / kFloorSmoothS));
+        // It can do at least what it does; smoothed, because its messages come in steps.
+        const bool measured = is_busy && busy;
+        if (measured)
+            proven_s = Smaller(proven_s + seconds, kSlowS);
+        Approach(&fast, rate, seconds, measured ? Smaller(kFastS, proven_s) : kSlowS, measured);
+        Approach(&slow, rate, seconds, measured ? proven_s : kSlowS, measured);
+        // Taken for too slow it is kept busy with a smaller backlog; taken for too fast it is buried.
+        capacity = Smaller(fast, slow);
+        floor_base += (capacity - floor_base) * (1 - std::exp(-seconds / kFloorSmoothS));
     }
     busy = is_busy;
 
@@ -120,15 +125,19 @@ void FlowStandby::Measure(const StandbySample &sample, const FlowTargets &target
         if (delay_us > kLongestDelayUs)
             delay_us = kLongestDelayUs;
     }
-    pressure = 0;
+    pressure = warning = 0;
     if (targets.lag_us > 0) {
+        const auto target = static_cast<double>(targets.lag_us);
         // No one is slowed down for a delay that is only foreseen.
         const bool felt = sample.lag_us >= targets.lag_us / 4;
-        pressure = static_cast<double>(felt ? delay_us : sample.lag_us) / static_cast<double>(targets.lag_us);
+        pressure = static_cast<double>(felt ? delay_us : sample.lag_us) / target;
+        warning = Larger(pressure, static_cast<double>(sample.lag_us) / target);
     }
-    if (targets.lag_bytes > 0)
-        pressure =
-            Larger(pressure, static_cast<double>(sample.lag_bytes) / static_cast<double>(targets.lag_bytes));
+    if (targets.lag_bytes > 0) {
+        const double share = static_cast<double>(sample.lag_bytes) / static_cast<double>(targets.lag_bytes);
+        pressure = Larger(pressure, share);
+        warning = Larger(warning, share);
+    }
 }
 
 // At the end of each grace period: what became of the lag in it. The next one begins then.

@@ -68,14 +68,16 @@ struct FlowStandby {
     Standing standing; // changes are for the log
     bool seen;
     bool connected;
-    bool limiting;       // told by the controller: writers are slowed down for its sake
-    bool at_floor;       // and are at the floor
-    double capacity;     // bytes per second
-    double floor_base;   // the same, but falls within a minute, not seconds
-    int64_t delay_us;    // of what is written now
-    int64_t lag_us;      // as sampled
-    int64_t lag_bytes;   // as sampled
-    double pressure;     // share of the target that is used up: 1 is at the target
+    bool limiting;     // told by the controller: writers are slowed down for its sake
+    bool at_floor;     // and are at the floor
+    double capacity;   // bytes per second: the lower of the next two
+    double fast, slow; // means of the rate while it was busy
+    double floor_base; // the capacity of the last half minute
+    int64_t delay_us;  // of what is written now
+    int64_t lag_us;    // as sampled
+    int64_t lag_bytes; // as sampled
+    double pressure;   // share of the target that is used up: 1 is at the target
+    double warning; // the same, or the lag's own share if that is more: writers begin to be slowed down by it
     uint64_t replay_lsn; // last sample
     int64_t sampled_us;
     bool busy;

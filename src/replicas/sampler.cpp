@@ -3,6 +3,7 @@
 #include "pg/compat.hpp"
 #include "pg/port.hpp"
 #include "pg/shared.hpp"
+#include "replicas/flow.hpp"
 #include "replicas/heartbeat.hpp"
 #include "replicas/self_quarantine.hpp"
 
@@ -392,9 +393,11 @@ void Sample(int64_t now)
     memory.wal.Note(end, now);
     replicas.report.wal_rate = memory.wal.rate;
     SampleSenders(end, now);
+    ControlFlow(now);
     NoteLags(now);
     LWLockRelease(replica_lock);
     replicas.sampled_us.store(now);
+    ReportFlow();
 }
 
 void OnSamplerExit(int, Datum)

@@ -252,6 +252,7 @@ WEIR_SQL_FUNCTION(weir_reset)
     shared->submits.ResetStatistics();
     shared->routing.own.changes.store(0);
     shared->routing.own.refused.store(0);
+    shared->flow.ResetStatistics();
     shared->statistics_since.store(GetCurrentTimestamp());
     PG_RETURN_VOID();
 }

@@ -149,6 +149,24 @@ TEST(FlowControl, ASlowerAndAFasterStandbyAreFollowed)
     EXPECT_GT(result.rate, 9.5e6);
 }
 
+TEST(FlowControl, WhatItOnceCaughtUpAtIsNotWhatItCanDoNow)
+{
+    World world;
+    world.standbys[0].capacity = 120e6;
+    world.targets.lag_us = 0; // it falls behind and catches up, unthrottled
+    world.client_rate = 5e5;
+    world.standbys[0].paused = true;
+    world.For(15);
+    world.standbys[0].paused = false;
+    world.For(20);
+    world.targets.lag_us = 2 * kSecond;
+    world.standbys[0].capacity = 4e6;
+    world.For(35); // two seconds of what was let through before take twenty to replay
+    const World::Result result = world.For(20);
+    EXPECT_LT(result.lag_max, 3);
+    EXPECT_GT(result.rate, 0.95 * 4e6);
+}
+
 TEST(FlowControl, BatchClassesAreSlowedDownFirst)
 {
     World world;

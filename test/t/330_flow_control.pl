@@ -1,0 +1,273 @@
+# Flow control of writers: who is held when a standby falls behind, how, and by what the wait ends; which standbys count; and
+# weir.check_throttle(). Rates and how the lag settles are test/unit/flow_control_test.cpp's and test/bench/flow's.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib $FindBin::RealBin;
+use PgWeir;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+use Time::HiRes ();
+
+my $primary = gated_node(
+	'primary',
+	node => { allows_streaming => 1 },
+	'weir.lag_sample_interval' => '20ms',
+	'weir.heartbeat_interval' => '100ms',
+	'weir.max_replica_lag' => '500ms',
+	'weir.lag_grace' => '1h',
+	'weir.throttle_floor' => '1kB',
+	'weir.throttle_max_wait' => 0,
+	'weir.max_active' => 2);
+my $admin = admin_of($primary);
+$admin->query($_)
+  foreach 'CREATE TABLE t (i int, text text)', 'ALTER TABLE t ALTER text SET STORAGE PLAIN', 'GRANT ALL ON t TO app',
+  'CREATE ROLE vip LOGIN', 'ALTER ROLE vip SET weir.throttle = off', 'GRANT ALL ON t TO vip';
+$primary->backup('base');
+my $standby = PostgreSQL::Test::Cluster->new('standby');
+$standby->init_from_backup($primary, 'base', has_streaming => 1);
+$standby->start;
+my $replica = admin_of($standby);
+
+sub throttle
+{
+	my ($column) = @_;
+	return $admin->value("SELECT $column FROM weir.stat_throttle");
+}
+
+sub check
+{
+	my ($app, $node) = @_;
+	return ($node // $admin)->value("SELECT code FROM weir.check_throttle('$app')");
+}
+
+sub state_is
+{
+	my ($state) = @_;
+	return poll_until("the throttle is $state", sub { throttle('state') eq $state });
+}
+
+sub standing_is
+{
+	my ($standing) = @_;
+	poll_until("the standby is $standing", sub { $admin->value('SELECT standing FROM weir.throttle_standby') eq $standing });
+	return;
+}
+
+# Replay stands still, and what is written makes a backlog.
+sub fall_behind
+{
+	$replica->query('SELECT pg_wal_replay_pause()');
+	poll_until('replay is paused', sub { $replica->value('SELECT pg_get_wal_replay_pause_state()') eq 'paused' });
+	$admin->query(q{INSERT INTO t SELECT g, repeat('x', 1000) FROM generate_series(1, 300) g});
+	state_is('engaged');
+	return;
+}
+
+sub catch_up
+{
+	$replica->query('SELECT pg_wal_replay_resume()');
+	return state_is('idle');
+}
+
+my $write = q{INSERT INTO t VALUES (1, repeat('y', 4000))};
+
+# Sends a write that has to wait: the floor is a kilobyte a second, so the line is never empty for long.
+sub held
+{
+	my ($session, $sql) = @_;
+	my $waiting = throttle('waiting');
+	for (1 .. 20)
+	{
+		$session->send($sql // $write);
+		poll_until('answered, or held', sub { $session->answered || throttle('waiting') > $waiting });
+		return $session if !$session->answered;
+		$session->answer;
+	}
+	die "not held: $write";
+}
+
+poll_until('the standby counts', sub { throttle('standbys') eq '1' });
+state_is('idle');
+is(check('job'), 'ok', 'a job may write');
+is(check('job', $replica), 'standby', 'on a standby it may not');
+is(throttle('rate'), '', 'there is no limit');
+
+# ---- who is held
+
+my $open = app_of($primary);
+$open->query('BEGIN');
+$open->query($write);
+fall_behind();
+cmp_ok(throttle('rate'), '>=', 1024, 'never less than the floor');
+is(throttle('standby'), 'standby', 'whom writers wait for');
+my $writer = held(app_of($primary));
+is($admin->value("SELECT backend_xid IS NULL AND backend_xmin IS NULL AND wait_event_type = 'Extension' FROM pg_stat_activity WHERE pid = "
+		. $writer->pid), 't', 'a writer waits without an xid and without a snapshot');
+answers_at_once($admin, $write, 'a superuser is not held');
+answers_at_once(app_of($primary, user => 'vip'), $write, 'nor a session with weir.throttle = off');
+my $app = app_of($primary);
+answers_at_once($app, 'SELECT count(*) FROM t', 'nor one that reads');
+$app->query('CREATE TEMP TABLE own (i int)');
+answers_at_once($app, 'INSERT INTO own VALUES (1)', 'nor one that writes a temporary table');
+answers_at_once($open, $write, 'nor a transaction that has written');
+answers_at_once($open, 'COMMIT', 'nor a COMMIT');
+my $other = app_of($primary);
+$other->query('SET weir.coalesce = off');
+is($other->send('SET weir.throttle = off')->answer->{code}, '42501', 'a session cannot exempt itself');
+poll_until('a job may not write', sub { check('job') eq 'lagging' });
+my ($value, $threshold, $unit, $retry) = @{ $admin->query(q{SELECT value, threshold, unit, retry_after BETWEEN '0.1 s' AND '30 s'
+	FROM weir.check_throttle('job')})->[0] };
+ok($value >= $threshold && $threshold == 0.25 && $unit eq 's' && $retry eq 't', "because of $value s, from $threshold s on");
+
+# A slot that is held by who waits for replicas is lent: there are two.
+my @blocks = map { my $s = app_of($primary); $s->query('BEGIN'); $s } 1 .. 2;
+held($_) foreach @blocks;
+answers_at_once($app, 'SELECT 1', 'who waits for replicas lends its slot');
+
+# ---- ways out of the wait
+
+$admin->query('SELECT pg_cancel_backend(' . $writer->pid . ')');
+is($writer->answer->{code}, '57014', 'the wait can be cancelled');
+$admin->query('SELECT pg_terminate_backend(' . $blocks[0]->pid . ')');
+is($blocks[0]->answer->{code}, '57P01', 'and ended');
+$blocks[1]->vanish;
+poll_until('nobody waits', sub { throttle('waiting') eq '0' });
+$other->query(q{SET statement_timeout = '200ms'});
+is(held($other)->answer->{code}, '57014', 'statement_timeout holds');
+poll_until('nobody waits', sub { throttle('waiting') eq '0' });
+nothing_left($admin, 'after that');
+held($writer);
+reconfigure($admin, 'weir.throttle_max_wait' => '100ms');
+is($writer->answer->{tag}, 'INSERT 0 1', 'weir.throttle_max_wait: then it writes all the same');
+cmp_ok(throttle('expired'), '>=', 1, 'that is counted');
+reconfigure($admin, 'weir.throttle_max_wait' => 0);
+held($writer);
+reconfigure($admin, 'weir.mode' => 'observe');
+is($writer->answer->{tag}, 'INSERT 0 1', 'weir.mode = observe lets the waiting go');
+my $waits = throttle('waits');
+answers_at_once($writer, $write, 'and nobody is held') for 1 .. 3;
+cmp_ok(throttle('waits'), '>', $waits, 'but counted');
+reconfigure($admin, 'weir.mode' => 'enforce');
+
+# ---- rules for jobs
+
+$admin->query(q{SELECT weir.exempt_app('urgent*')});
+is(check('urgent one'), 'exempt', 'an exempt job may write');
+$admin->query(q{SELECT weir.exempt_app('short', '50ms')});
+poll_until('the exemption ends', sub { check('short') eq 'lagging' });
+is($admin->send(q{SELECT weir.throttle_app('x', 2)})->answer->{code}, '22023', 'a ratio is at most 1');
+is($admin->send(q{SELECT weir.throttle_app('x', 1, '-1 s')})->answer->{code}, '22023', 'a rule lasts');
+is($admin->send(q{SELECT weir.check_throttle('')})->answer->{code}, '22023', 'a job has a name');
+is($admin->send(q{SELECT weir.check_throttle(repeat('x', 64))})->answer->{code}, '42622', 'of less than 64 bytes');
+is($app->send(q{SELECT weir.exempt_app('urgent')})->answer->{code}, '42501', 'not everybody makes rules');
+is(check('job', $app), 'lagging', 'everybody may ask');
+
+# ---- nobody samples
+
+my $sampler = $admin->value(q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'pg_weir sampler'});
+held($writer);
+kill 'STOP', $sampler;
+poll_until('what is known is stale', sub { check('job') eq 'stale' });
+is($writer->answer->{tag}, 'INSERT 0 1', 'nobody is held any more when nobody samples');
+answers_at_once($writer, $write, 'nor who comes then');
+kill 'CONT', $sampler;
+poll_until('it samples again', sub { check('job') eq 'lagging' });
+
+# ---- it ends
+
+held($writer);
+catch_up();
+is($writer->answer->{tag}, 'INSERT 0 1', 'when the standby has caught up writers go on');
+is(check('job'), 'ok', 'and jobs');
+$admin->query(q{SELECT weir.throttle_app('heavy', 0.5)});
+is(join(' ', map { check('heavy') } 1 .. 4), 'ok denied ok denied', 'a rule denies its share');
+is($admin->value(q{SELECT weir.drop_throttle_rule('heavy')}), 't', 'and can be dropped');
+is($admin->value('SELECT app FROM weir.throttle_rules'), 'urgent*', 'those in force are shown');
+
+# ---- coalesced writes wait in their worker
+
+opt_in($admin, 't');
+my @clients = map { app_of($primary) } 1 .. 12;
+
+sub write_all
+{
+	$_->send($write) foreach @clients;
+	return map { $_->answer // {} } @clients;
+}
+
+SKIP:
+{
+	skip 'this pg_weir does not coalesce', 1 if $ENV{WITHOUT_COALESCING};
+	reconfigure($admin, 'weir.max_active' => 0);
+	poll_until('writes are coalesced', sub { write_all(); $admin->value('SELECT requests FROM weir.stat_coalesce') > 0 });
+	fall_behind();
+	# The first batch finds the line empty.
+	my %sent;
+	poll_until(
+		'somebody waits',
+		sub {
+			foreach my $client (@clients)
+			{
+				next if $sent{$client} && !$client->answered;
+				$client->answer if $sent{$client};
+				$client->send($write);
+				$sent{$client} = 1;
+			}
+			throttle('waiting') > 0;
+		});
+	catch_up();
+	is(scalar(grep { (($_->answer // {})->{tag} // '') eq 'INSERT 0 1' } @clients), 12, 'held with their worker, written in the end');
+	poll_until('nobody waits', sub { throttle('waiting') eq '0' });
+	$admin->query(q{SELECT weir.uncoalesce_table('t')});
+}
+
+# ---- long statements
+
+reconfigure($admin, 'weir.throttle_floor' => '500kB', 'weir.max_active' => 0);
+fall_behind();
+my $bulk = q{INSERT INTO t SELECT g, repeat('z', 1000) FROM generate_series(1, %d) g};
+my $slow = app_of($primary);
+my $began = Time::HiRes::time();
+is($slow->send(sprintf $bulk, 1000)->answer->{tag}, 'INSERT 0 1000', 'a long statement');
+cmp_ok(Time::HiRes::time() - $began, '>', 0.7, 'is slowed down between its rows');
+cmp_ok(throttle('bulk_waits'), '>', 1, 'which is counted');
+$slow->send(sprintf $bulk, 30_000); # a minute
+poll_until('it waits', sub { throttle('bulk_waits') > 5 });
+my $ddl = admin_of($primary);
+$ddl->query('BEGIN');
+$ddl->send('LOCK TABLE t');
+is(($slow->answer(20) // {})->{tag}, 'INSERT 0 30000', 'but not while somebody waits for its locks');
+is($ddl->answer->{tag}, 'LOCK TABLE', 'who then has them');
+$ddl->query('COMMIT');
+$slow->send(sprintf $bulk, 30_000);
+poll_until('it waits', sub { throttle('waiting') > 0 || throttle('bulk_waits') > 8 });
+$admin->query('SELECT pg_cancel_backend(' . $slow->pid . ')');
+is($slow->answer->{code}, '57014', 'it can be cancelled');
+catch_up();
+
+# ---- standbys that do not count
+
+reconfigure($admin, 'weir.lag_grace' => '300ms');
+fall_behind();
+standing_is('stuck');
+state_is('idle');
+is(check('job'), 'lagging', 'a job waits all the same');
+$replica->query('SELECT pg_wal_replay_resume()');
+standing_is('counts');
+$replica->close;
+$standby->stop('immediate');
+standing_is('disconnected');
+is(check('job'), 'ok', 'a job does not wait for a standby that is gone');
+$standby->start;
+standing_is('counts');
+my $log = slurp_file($primary->logfile);
+like($log, qr/pg_weir: standby "standby" does not count for the throttle any more: it has replayed nothing/, 'that is in the log');
+like($log, qr/pg_weir: standby "standby" does not count for the throttle any more: it has been disconnected/, 'that, too');
+unlike($log, qr/PANIC|TRAP|signal 11/, 'nothing fell over');
+nothing_left($admin, 'in the end');
+
+done_testing();
