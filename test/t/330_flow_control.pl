@@ -229,6 +229,7 @@ SKIP:
 
 reconfigure($admin, 'weir.throttle_floor' => '500kB', 'weir.max_active' => 0);
 fall_behind();
+poll_until('the rate is the floor', sub { $admin->value('SELECT at_floor FROM weir.throttle_standby') eq 't' });
 my $bulk = q{INSERT INTO t SELECT g, repeat('z', 1000) FROM generate_series(1, %d) g};
 my $slow = app_of($primary);
 my $began = Time::HiRes::time();
