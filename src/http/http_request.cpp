@@ -20,6 +20,7 @@ struct Path {
 constexpr Path paths[] = {{"/primary", Endpoint::kPrimary},
                           {"/replica", Endpoint::kReplica},
                           {"/health", Endpoint::kHealth},
+                          {"/throttle/check", Endpoint::kThrottleCheck},
                           {"/metrics", Endpoint::kMetrics}};
 
 struct Unit {
@@ -82,6 +83,13 @@ const char *SetParameter(const char *name, const char *value, HttpRequest *reque
         if (request->has_min_lsn || !ParseLsn(value, &request->min_lsn))
             return "min_lsn: write 0/3000060; once";
         request->has_min_lsn = true;
+        return nullptr;
+    }
+    if (request->endpoint == Endpoint::kThrottleCheck && strcmp(name, "app") == 0) {
+        const size_t length = strlen(value);
+        if (request->app[0] != '\0' || length == 0 || length >= sizeof(request->app))
+            return "app: write the job's name, of at most 63 characters; once";
+        memcpy(request->app, value, length + 1);
         return nullptr;
     }
     return "there is no such parameter here";
@@ -160,9 +168,14 @@ const char *ParseHttpTarget(const char *text, size_t length, HttpRequest *reques
     for (const Path &path : paths)
         if (strlen(path.name) == path_length && memcmp(text, path.name, path_length) == 0)
             request->endpoint = path.endpoint;
-    if (request->endpoint == Endpoint::kNone || question == nullptr)
+    if (request->endpoint == Endpoint::kNone)
         return nullptr;
-    return ParseParameters(question + 1, length - path_length - 1, request);
+    const char *error = nullptr;
+    if (question != nullptr)
+        error = ParseParameters(question + 1, length - path_length - 1, request);
+    if (error == nullptr && request->endpoint == Endpoint::kThrottleCheck && request->app[0] == '\0')
+        error = "app: write /throttle/check?app=NAME";
+    return error;
 }
 
 } // namespace weir

@@ -13,9 +13,10 @@
 namespace weir
 {
 
-enum class Endpoint { kNone, kPrimary, kReplica, kHealth, kMetrics };
+enum class Endpoint { kNone, kPrimary, kReplica, kHealth, kThrottleCheck, kMetrics };
 
 constexpr size_t kMaxTarget = 1024;
+constexpr size_t kHttpAppSize = 64; // as weir.check_throttle() takes
 
 struct HttpRequest {
     Endpoint endpoint;
@@ -23,6 +24,7 @@ struct HttpRequest {
     int64_t max_lag_bytes;
     int64_t max_lag_us;
     uint64_t min_lsn;
+    char app[kHttpAppSize]; // of kThrottleCheck: never empty
 };
 
 // Null: understood; kNone: no such path. Else what is wrong with it, for the client to read.

@@ -1,6 +1,7 @@
 #include "http/http_worker.hpp"
 
 #include "http/health.hpp"
+#include "http/throttle_answer.hpp"
 #include "pg/compat.hpp"
 #include "pg/shared.hpp"
 #include "replicas/self_quarantine.hpp"
@@ -99,20 +100,24 @@ void Answer(const char *target, size_t length, HttpAnswer *answer)
     }
     switch (request.endpoint) {
     case Endpoint::kNone:
-        AnswerText(answer, 404, "there is /primary, /replica, /health and /metrics\n");
+        AnswerText(answer, 404, "there is /primary, /replica, /health, /throttle/check and /metrics\n");
         return;
     case Endpoint::kMetrics:
         *answer = {kHttpOk, kMetricsContentType, metrics, WriteMetrics(metrics, sizeof(metrics))};
         return;
+    case Endpoint::kThrottleCheck:
+        answer->status =
+            AnswerThrottle(request.app, CheckThrottle(request.app, GetCurrentTimestamp()), &writer);
+        break;
     case Endpoint::kPrimary:
     case Endpoint::kReplica:
     case Endpoint::kHealth:
         answer->status = AnswerHealth(request, CurrentStatus(), &writer);
-        answer->content_type = "application/json";
-        answer->body = body;
-        answer->length = writer.Length();
-        return;
+        break;
     }
+    answer->content_type = "application/json";
+    answer->body = body;
+    answer->length = writer.Length();
 }
 
 // ---- the worker -----------------------------------------------------------------------------------

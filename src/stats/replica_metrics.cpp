@@ -23,7 +23,8 @@ constexpr ReplicaState kStates[] = {ReplicaState::kUnknown, ReplicaState::kStrea
                                     ReplicaState::kPaused,  ReplicaState::kDisconnected};
 constexpr size_t kSeriesNameSize = kReplicaNameSize + 8;
 
-ReplicaReport report; // too long for a stack frame
+ReplicaReport report; // too long for a stack frame, both
+HistogramSnapshot durations;
 
 // A standby in the report, and the labels that are its alone.
 struct Series {
@@ -159,6 +160,49 @@ void WriteQuarantine(MetricsText *text)
     text->Count(own.refused.load());
 }
 
+// ---- flow control ---------------------------------------------------------------------------------
+
+constexpr const char *kLaneNames[] = {"batch", "regular"};
+static_assert(sizeof(kLaneNames) / sizeof(kLaneNames[0]) == kFlowLanes);
+
+void WriteFlow(MetricsText *text)
+{
+    const FlowShared &flow = shared->flow;
+    FlowLaneState lanes[kFlowLanes];
+    LWLockAcquire(replica_lock, LW_SHARED);
+    memcpy(lanes, flow.controller.lanes, sizeof(lanes));
+    LWLockRelease(replica_lock);
+    text->Gauge("pg_weir_throttle_engaged", "1: writers are slowed down because standbys lag.");
+    for (uint32_t i = 0; i < kFlowLanes; i++)
+        text->Count(lanes[i].engaged, {{"lane", kLaneNames[i]}});
+    text->Gauge("pg_weir_throttle_rate_bytes", "WAL per second that writers may write; +Inf: no limit.");
+    for (uint32_t i = 0; i < kFlowLanes; i++)
+        text->Real(lanes[i].engaged ? lanes[i].rate : std::numeric_limits<double>::infinity(),
+                   {{"lane", kLaneNames[i]}});
+    text->Counter("pg_weir_throttle_engagements_total", "How often it began.");
+    for (uint32_t i = 0; i < kFlowLanes; i++)
+        text->Count(lanes[i].engagements, {{"lane", kLaneNames[i]}});
+    text->Gauge("pg_weir_throttle_waiting", "Writers that wait now.");
+    text->Count(flow.waiting.load());
+    text->Counter("pg_weir_throttle_waits_total",
+                  "Transactions that had to wait; in observe mode, would have had to.");
+    for (uint32_t i = 0; i < kFlowLanes; i++)
+        text->Count(flow.waits[i].load(), {{"lane", kLaneNames[i]}});
+    text->Counter("pg_weir_throttle_expired_total", "Of these: went on after weir.throttle_max_wait.");
+    text->Count(flow.expired.load());
+    text->Counter("pg_weir_throttle_bulk_waits_total", "Waits inside of a statement.");
+    text->Count(flow.bulk_waits.load());
+    text->Counter("pg_weir_throttle_waited_seconds_total", "All that writers waited.");
+    text->Seconds(flow.waited_us.load());
+    text->HistogramOf("pg_weir_throttle_wait_seconds", "How long transactions waited before they wrote.");
+    durations = flow.durations.Snapshot();
+    text->Durations(durations);
+    text->Counter("pg_weir_throttle_checks_total",
+                  "Answers of weir.check_throttle() and /throttle/check, by code.");
+    for (uint32_t i = 0; i < kThrottleCodes; i++)
+        text->Count(flow.checks[i].load(), {{"code", ThrottleCodeName(static_cast<ThrottleCode>(i))}});
+}
+
 } // namespace
 
 void WriteReplicas(MetricsText *text)
@@ -176,6 +220,7 @@ void WriteReplicas(MetricsText *text)
     WriteStandbys(text);
     WriteOwn(text);
     WriteQuarantine(text);
+    WriteFlow(text);
 }
 
 } // namespace weir

@@ -1,6 +1,7 @@
 #pragma once
 
-// Metrics of replication: of each standby of this server, and of this server as a standby.
+// Metrics of replication: of each standby of this server, of this server as a standby, and of the flow
+// control of writers.
 
 #include "stats/metrics_text.hpp"
 

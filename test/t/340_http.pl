@@ -85,6 +85,14 @@ isnt(promtool_metrics($text->{body} . "pg_weir_in_recovery{ 1\n"), '', 'and it w
 is($admin->value(q{SELECT string_agg(line, ';') FROM regexp_split_to_table(weir.metrics(), E'\n') AS line WHERE line ~ '^# TYPE'}),
 	join(';', $text->{body} =~ /^(# TYPE.*)$/mg), 'weir.metrics() has the same families');
 
+# ---- jobs that ask before they write; more in 350_haproxy.pl
+
+my $check = http_get($port, '/throttle/check?app=backfill');
+is($check->{status}, 404, 'a server that has just started does not know yet who follows it');
+like($check->{body}, qr/^\{"app": "backfill", "allowed": false, "code": "unknown", /, 'and says so');
+is(http_get($port, '/throttle/check')->{status}, 400, 'a job without a name is told to give one');
+is(http_metrics($port)->{'pg_weir_throttle_checks_total{code="unknown"}'}, 1, 'checks are counted');
+
 # ---- what it must not mind
 
 foreach my $case (

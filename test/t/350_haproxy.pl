@@ -113,6 +113,18 @@ $a->wait_for_catchup($_) foreach qw(b c);
 is(clients('writes', 4, 'INSERT INTO t VALUES (1)'), 'a 4', 'writes go to the primary');
 is(clients('reads', 8, 'SELECT count(*) FROM t'), 'b 4 c 4', 'reads go to the standbys');
 
+# ---- jobs that ask before they write
+
+my $check = http_get($http{a}, '/throttle/check?app=backfill');
+is($check->{status}, 200, 'a job may go on');
+like($check->{body}, qr/^\{"app": "backfill", "allowed": true, "code": "ok", /, 'and is told so');
+$a->safe_psql('postgres', "SELECT weir.throttle_app('back*', 1, '1 hour')");
+$check = http_get($http{a}, '/throttle/check?app=backfill');
+is($check->{status}, 417, 'one that is denied may not');
+like($check->{body}, qr/"allowed": false, "code": "denied"/, 'and is told why');
+is(http_get($http{a}, '/throttle/check?app=other')->{status}, 200, 'another may');
+is(http_metrics($http{a})->{'pg_weir_throttle_checks_total{code="denied"}'}, 1, 'which is counted');
+
 # ---- a standby falls behind
 
 my %reads;
@@ -132,6 +144,7 @@ is(clients('reads', 6, 'SELECT count(*) FROM t'), 'c 6', 'reads go to the other 
 my $answer = http_get($http{b}, '/replica?lag=1s');
 is($answer->{status}, 503, 'b says so');
 like($answer->{body}, qr/"state": "paused".*"reason": "lag in time is beyond the bound"/, 'and why');
+is(http_get($http{b}, '/throttle/check?app=job')->{status}, 404, 'a standby does not speak for the primary');
 is(http_get($http{b}, '/replica?lag=1h')->{status}, 200, 'to who bears more lag it is a replica');
 $node{b}->append_conf('postgresql.conf', "weir.quarantine_lag = 500ms\nweir.quarantine_hold = 0");
 $node{b}->reload;
