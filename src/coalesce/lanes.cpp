@@ -1,6 +1,7 @@
 #include "coalesce/lanes.hpp"
 
 #include "pg/compat.hpp"
+#include "pg/own_worker.hpp"
 #include "pg/shared.hpp"
 
 extern "C" {
@@ -70,16 +71,9 @@ Lane *ClaimLane(uint32_t number, Oid role)
 
 bool Register(uint32_t lane, bool submits)
 {
-    BackgroundWorker worker = {};
-    const char *name = submits ? "pg_weir submitter" : "pg_weir coalescer";
-    snprintf(worker.bgw_name, BGW_MAXLEN, "%s", name);
-    snprintf(worker.bgw_type, BGW_MAXLEN, "%s", name);
-    snprintf(worker.bgw_library_name, sizeof(worker.bgw_library_name), "%s", "pg_weir");
-    snprintf(worker.bgw_function_name, BGW_MAXLEN, "%s",
-             submits ? "weir_submitter_main" : "weir_coalescer_main");
-    worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-    worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
-    worker.bgw_restart_time = BGW_NEVER_RESTART;
+    BackgroundWorker worker =
+        submits ? OwnWorker("pg_weir submitter", "weir_submitter_main", BgWorkerStart_RecoveryFinished)
+                : OwnWorker("pg_weir coalescer", "weir_coalescer_main", BgWorkerStart_RecoveryFinished);
     worker.bgw_main_arg = UInt32GetDatum(lane);
     return RegisterDynamicBackgroundWorker(&worker, nullptr);
 }
@@ -191,6 +185,25 @@ uint32_t FreeLane(Lane *lane)
     if (rest > 0)
         AskLauncher();
     return rest;
+}
+
+bool EnterLane(Lane *lane, Oid role)
+{
+    LWLockAcquire(coalesce_lock, LW_EXCLUSIVE);
+    const bool ours = lane->State() == LaneState::kStarting && lane->database.load() == MyDatabaseId &&
+                      lane->role.load() == role;
+    if (ours) {
+        lane->epoch.fetch_add(1);
+        lane->ticket.store(MyTicketId() + 1);
+        lane->pid.store(static_cast<uint32_t>(MyProcPid));
+        lane->asleep.store(0);
+        lane->throttled.store(0);
+        lane->stalled.store(0);
+        lane->xid.store(InvalidTransactionId);
+        lane->state.store(static_cast<uint32_t>(LaneState::kRunning), std::memory_order_seq_cst);
+    }
+    LWLockRelease(coalesce_lock);
+    return ours;
 }
 
 void NoteStall(Lane *lane)

@@ -17,6 +17,9 @@ Lane *FindSubmitLane(Oid role);
 
 uint32_t LaneIndex(const Lane &lane);
 
+// The worker's first: false: the launcher has given up waiting for it, and the lane may be another's now.
+bool EnterLane(Lane *lane, Oid role);
+
 // The worker's, whose lane it is. CloseLane(): nothing is queued, and nothing more will be; false: something
 // is. FreeLane(): it ends; what is queued still waits for the next worker. Returns how much that is.
 bool CloseLane(Lane *lane);

@@ -573,26 +573,6 @@ void SetOwnSettings()
     SetLockTimeout(false);
 }
 
-// False: the launcher has given up waiting for us, and the lane may be another database's now.
-bool EnterLane()
-{
-    LWLockAcquire(coalesce_lock, LW_EXCLUSIVE);
-    const bool ours = lane->State() == LaneState::kStarting && lane->database.load() == MyDatabaseId;
-    if (ours) {
-        lane->epoch.fetch_add(1);
-        lane->ticket.store(MyTicketId() + 1);
-        lane->pid.store(static_cast<uint32_t>(MyProcPid));
-        lane->asleep.store(0);
-        lane->throttled.store(0);
-        lane->stalled.store(0);
-        lane->xid.store(InvalidTransactionId);
-        batch.number = lane->wake.opening.load();
-        lane->state.store(static_cast<uint32_t>(LaneState::kRunning), std::memory_order_seq_cst);
-    }
-    LWLockRelease(coalesce_lock);
-    return ours;
-}
-
 // Until a request comes; at most a while.
 void Sleep()
 {
@@ -748,8 +728,9 @@ void weir_coalescer_main(Datum argument)
     SetOwnSettings();
     pgstat_report_activity(STATE_RUNNING, "coalescing");
     before_shmem_exit(OnWorkerExit, 0);
-    if (!EnterLane())
+    if (!EnterLane(lane, InvalidOid))
         return;
+    batch.number = lane->wake.opening.load();
     Serve();
     proc_exit(0);
 }

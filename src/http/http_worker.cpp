@@ -3,6 +3,7 @@
 #include "http/health.hpp"
 #include "http/throttle_answer.hpp"
 #include "pg/compat.hpp"
+#include "pg/own_worker.hpp"
 #include "pg/shared.hpp"
 #include "replicas/self_quarantine.hpp"
 #include "stats/metrics.hpp"
@@ -199,14 +200,7 @@ void StartHttpWorkerIfWanted(int64_t now)
         state == HttpWorkerState::kStarting || http.start_failed.load() != 0 ? kRetryUs : kPauseUs;
     if (settings.http_port == 0 || state == HttpWorkerState::kRunning || now - http.since.load() < wait_us)
         return;
-    BackgroundWorker worker = {};
-    snprintf(worker.bgw_name, BGW_MAXLEN, "pg_weir http");
-    snprintf(worker.bgw_type, BGW_MAXLEN, "pg_weir http");
-    snprintf(worker.bgw_library_name, sizeof(worker.bgw_library_name), "pg_weir");
-    snprintf(worker.bgw_function_name, BGW_MAXLEN, "weir_http_main");
-    worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-    worker.bgw_start_time = BgWorkerStart_ConsistentState;
-    worker.bgw_restart_time = BGW_NEVER_RESTART;
+    BackgroundWorker worker = OwnWorker("pg_weir http", "weir_http_main", BgWorkerStart_ConsistentState);
     Enter(HttpWorkerState::kStarting);
     if (RegisterDynamicBackgroundWorker(&worker, nullptr)) {
         http.start_failed.store(0);

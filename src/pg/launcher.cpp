@@ -4,6 +4,7 @@
 #include "coalesce/lanes.hpp"
 #include "http/http_worker.hpp"
 #include "pg/compat.hpp"
+#include "pg/own_worker.hpp"
 #include "pg/shared.hpp"
 #include "replicas/replay_wait.hpp"
 
@@ -51,15 +52,7 @@ void ReloadSettings(bool from_file)
 
 void RegisterLauncher()
 {
-    BackgroundWorker worker = {};
-    snprintf(worker.bgw_name, BGW_MAXLEN, "%s", kName);
-    snprintf(worker.bgw_type, BGW_MAXLEN, "%s", kName);
-    snprintf(worker.bgw_library_name, sizeof(worker.bgw_library_name), "%s", "pg_weir");
-    snprintf(worker.bgw_function_name, BGW_MAXLEN, "%s", "weir_launcher_main");
-    // A database connection (to none) makes it visible in pg_stat_activity and reachable for
-    // pg_terminate_backend.
-    worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-    worker.bgw_start_time = BgWorkerStart_ConsistentState;
+    BackgroundWorker worker = OwnWorker(kName, "weir_launcher_main", BgWorkerStart_ConsistentState);
     worker.bgw_restart_time = 1;
     RegisterBackgroundWorker(&worker);
 }

@@ -1,6 +1,7 @@
 #include "replicas/sampler.hpp"
 
 #include "pg/compat.hpp"
+#include "pg/own_worker.hpp"
 #include "pg/port.hpp"
 #include "pg/shared.hpp"
 #include "replicas/flow.hpp"
@@ -427,13 +428,7 @@ long NapMs(int64_t now)
 
 void RegisterSampler()
 {
-    BackgroundWorker worker = {};
-    snprintf(worker.bgw_name, BGW_MAXLEN, "%s", kName);
-    snprintf(worker.bgw_type, BGW_MAXLEN, "%s", kName);
-    snprintf(worker.bgw_library_name, sizeof(worker.bgw_library_name), "%s", "pg_weir");
-    snprintf(worker.bgw_function_name, BGW_MAXLEN, "%s", "weir_sampler_main");
-    worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-    worker.bgw_start_time = BgWorkerStart_ConsistentState;
+    BackgroundWorker worker = OwnWorker(kName, "weir_sampler_main", BgWorkerStart_ConsistentState);
     worker.bgw_restart_time = 1;
     RegisterBackgroundWorker(&worker);
 }
