@@ -249,6 +249,13 @@ SKIP: {
 }
 $clients->go;
 they_go_on('after a worker stood still');
+unless ($ENV{WITHOUT_COALESCING})
+{
+	my $before = coalesced_requests($admin, 'faults_rows');
+	my $began = Time::HiRes::time();
+	poll_until('it is trusted with requests again', sub { coalesced_requests($admin, 'faults_rows') > $before + 10 });
+	note(sprintf('after %.1f s', Time::HiRes::time() - $began));
+}
 
 # ---- pipelines
 
