@@ -17,8 +17,11 @@ const char *WhyNotReplica(const HttpRequest &request, const ServerStatus &server
         return "this is a primary";
     if (server.refuses)
         return "in quarantine: weir.quarantine_lag";
-    if (request.has_min_lsn && server.lsn < request.min_lsn)
+    if (request.has_min_lsn && server.lsn < request.min_lsn.lsn)
         return "min_lsn is not replayed yet";
+    // Whether an older timeline's write is in this one's history is a question to files.
+    if (request.has_min_lsn && request.min_lsn.timeline != 0 && request.min_lsn.timeline != server.timeline)
+        return "min_lsn is of another timeline";
     if (!request.has_max_lag_bytes && !request.has_max_lag_us)
         return nullptr;
     if (!server.lag_known)

@@ -1,5 +1,6 @@
 #include "http/http_request.hpp"
 
+#include <charconv>
 #include <cstring>
 
 #include "pure_only.hpp"
@@ -42,15 +43,14 @@ constexpr Unit units[] = {{"", 1, false},
                           {"h", 3600ll * 1000000, true},
                           {"d", 86400ll * 1000000, true}};
 
-int HexValue(char c) noexcept
+// Two hexadecimal digits. False: they are not.
+bool DecodeByte(const char *text, char *to) noexcept
 {
-    if (c >= '0' && c <= '9')
-        return c - '0';
-    if (c >= 'a' && c <= 'f')
-        return c - 'a' + 10;
-    if (c >= 'A' && c <= 'F')
-        return c - 'A' + 10;
-    return -1;
+    unsigned char byte = 0;
+    if (std::from_chars(text, text + 2, byte, 16).ptr != text + 2)
+        return false;
+    *to = static_cast<char>(byte);
+    return true;
 }
 
 // Undoes %xx and +. False: malformed, longer than `size` allows, or not printable ASCII afterwards.
@@ -62,9 +62,8 @@ bool Decode(const char *text, size_t length, char *to, size_t size) noexcept
         if (c == '+') {
             c = ' ';
         } else if (c == '%') {
-            if (length - i < 3 || HexValue(text[i + 1]) < 0 || HexValue(text[i + 2]) < 0)
+            if (length - i < 3 || !DecodeByte(text + i + 1, &c))
                 return false;
-            c = static_cast<char>(HexValue(text[i + 1]) * 16 + HexValue(text[i + 2]));
             i += 2;
         }
         if (c < ' ' || c > '~' || n + 1 >= size)
@@ -80,8 +79,9 @@ const char *SetParameter(const char *name, const char *value, HttpRequest *reque
     if (request->endpoint == Endpoint::kReplica && strcmp(name, "lag") == 0)
         return ParseLag(value, request) ? nullptr : "lag: write 16MB, or 2s; each kind once";
     if (request->endpoint == Endpoint::kReplica && strcmp(name, "min_lsn") == 0) {
-        if (request->has_min_lsn || !ParseLsn(value, &request->min_lsn))
-            return "min_lsn: write 0/3000060; once";
+        ParseError error;
+        if (request->has_min_lsn || value[0] == '\0' || !ParseLsnToken(value, &request->min_lsn, &error))
+            return "min_lsn: write 0/3000060, or 0/3000060@2 with its timeline; once";
         request->has_min_lsn = true;
         return nullptr;
     }
@@ -140,22 +140,6 @@ bool ParseLag(const char *text, HttpRequest *request) noexcept
                                        unit.of_time ? &request->max_lag_us : &request->max_lag_bytes);
     }
     return false;
-}
-
-// Two hexadecimal numbers of at most eight digits, as pg_lsn.
-bool ParseLsn(const char *text, uint64_t *lsn) noexcept
-{
-    uint64_t halves[2] = {};
-    for (int half = 0; half < 2; half++) {
-        int digits = 0;
-        for (; HexValue(*text) >= 0; text++, digits++)
-            halves[half] = halves[half] << 4 | static_cast<uint64_t>(HexValue(*text));
-        if (digits < 1 || digits > 8 || *text != (half == 0 ? '/' : '\0'))
-            return false;
-        text++;
-    }
-    *lsn = halves[0] << 32 | halves[1];
-    return true;
 }
 
 const char *ParseHttpTarget(const char *text, size_t length, HttpRequest *request) noexcept

@@ -10,6 +10,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "replicas/lsn_token.hpp"
+
 namespace weir
 {
 
@@ -23,15 +25,14 @@ struct HttpRequest {
     bool has_max_lag_bytes, has_max_lag_us, has_min_lsn;
     int64_t max_lag_bytes;
     int64_t max_lag_us;
-    uint64_t min_lsn;
+    LsnToken min_lsn;
     char app[kHttpAppSize]; // of kThrottleCheck: never empty
 };
 
 // Null: understood; kNone: no such path. Else what is wrong with it, for the client to read.
 const char *ParseHttpTarget(const char *text, size_t length, HttpRequest *request) noexcept;
 
-// The values of parameters, for tests: "16MB", "500 kB", "4096" are bytes, "2s", "500ms", "1min" times.
+// The value of a parameter, for tests: "16MB", "500 kB", "4096" are bytes, "2s", "500ms", "1min" times.
 bool ParseLag(const char *text, HttpRequest *request) noexcept;
-bool ParseLsn(const char *text, uint64_t *lsn) noexcept;
 
 } // namespace weir

@@ -77,6 +77,9 @@ TEST(Health, BoundsAreInclusive)
     EXPECT_EQ(Ask("/replica?lag=1GB&lag=1s", Standby()).status, 503);
     EXPECT_EQ(Ask("/replica?min_lsn=1/60", Standby()).status, 200);
     EXPECT_EQ(Ask("/replica?min_lsn=1/61", Standby()).status, 503);
+    EXPECT_EQ(Ask("/replica?min_lsn=1/60@3", Standby()).status, 200);
+    EXPECT_EQ(Ask("/replica?min_lsn=1/60@2", Standby()).status, 503);
+    EXPECT_EQ(Ask("/replica?min_lsn=1/60@4", Standby()).status, 503);
 }
 
 TEST(Health, InQuarantine)

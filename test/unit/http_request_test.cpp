@@ -63,9 +63,11 @@ TEST(HttpRequest, LsnIsAsThatOfPostgreSQL)
     HttpRequest request;
     EXPECT_EQ(Parse("/replica?min_lsn=16/B374D848", &request), nullptr);
     EXPECT_TRUE(request.has_min_lsn);
-    EXPECT_EQ(request.min_lsn, 0x16B374D848u);
+    EXPECT_EQ(request.min_lsn, (LsnToken{0x16B374D848u, 0}));
     EXPECT_EQ(Parse("/replica?min_lsn=ffffffff%2fFFFFFFFF", &request), nullptr);
-    EXPECT_EQ(request.min_lsn, UINT64_MAX);
+    EXPECT_EQ(request.min_lsn, (LsnToken{UINT64_MAX, 0}));
+    EXPECT_EQ(Parse("/replica?min_lsn=0/3000060@2", &request), nullptr);
+    EXPECT_EQ(request.min_lsn, (LsnToken{0x3000060, 2}));
 }
 
 TEST(HttpRequest, WhatIsWrongIsRefused)
@@ -89,7 +91,12 @@ TEST(HttpRequest, WhatIsWrongIsRefused)
                                "/replica?lag=\xff",
                                "/replica?max_lag=1s",
                                "/replica?LAG=1s",
+                               "/replica?min_lsn=",
                                "/replica?min_lsn=0",
+                               "/replica?min_lsn=0/1@",
+                               "/replica?min_lsn=%4/1",
+                               "/replica?min_lsn=%-1/1",
+                               "/replica?min_lsn=0/1%2",
                                "/replica?min_lsn=/",
                                "/replica?min_lsn=0/",
                                "/replica?min_lsn=0/1/2",
