@@ -1001,7 +1001,7 @@ COMMENT ON COLUMN weir.throttle_standby.pressure IS 'share of the target that is
 COMMENT ON COLUMN weir.throttle_standby.limiting IS 'writers are slowed down for its sake';
 COMMENT ON COLUMN weir.throttle_standby.at_floor IS 'and may write no more than the floor';
 
-COMMENT ON VIEW weir.throttle_rules IS 'Rules of weir.check_throttle() that are in force. A restart forgets them.';
+COMMENT ON VIEW weir.throttle_rules IS 'Rules of weir.check_throttle() that are in force. They survive a restart; their counters do not.';
 COMMENT ON COLUMN weir.throttle_rules.app IS 'pattern of the names of applications: * and ? as in weir.class_map';
 COMMENT ON COLUMN weir.throttle_rules.exempt IS 'they are always allowed';
 COMMENT ON COLUMN weir.throttle_rules.ratio IS 'else: share of their checks that is denied, whatever the lag';
@@ -1013,8 +1013,8 @@ COMMENT ON FUNCTION weir.stat_throttle() IS 'What the view weir.stat_throttle sh
 COMMENT ON FUNCTION weir.throttle_standby() IS 'What the view weir.throttle_standby shows.';
 COMMENT ON FUNCTION weir.throttle_rules() IS 'What the view weir.throttle_rules shows.';
 COMMENT ON FUNCTION weir.check_throttle(text) IS 'May a job of this name write now? For backfills and migrations, before each chunk. code: ok, exempt; lagging, denied, unknown, stale, standby. value and threshold in unit: s or bytes. retry_after: NULL if allowed.';
-COMMENT ON FUNCTION weir.throttle_app(text, double precision, interval) IS 'Denies this share (0..1) of the checks of jobs whose name matches the pattern, for ttl.';
-COMMENT ON FUNCTION weir.exempt_app(text, interval) IS 'Allows jobs whose name matches the pattern whatever the lag is, for ttl.';
+COMMENT ON FUNCTION weir.throttle_app(text, double precision, interval) IS 'Denies this share (0..1) of the checks of jobs whose name matches the pattern, for ttl. Not undone by ROLLBACK; survives a restart.';
+COMMENT ON FUNCTION weir.exempt_app(text, interval) IS 'Allows jobs whose name matches the pattern whatever the lag is, for ttl. Not undone by ROLLBACK; survives a restart.';
 COMMENT ON FUNCTION weir.drop_throttle_rule(text) IS 'Ends the rule of this pattern. False: there was none.';
 
 REVOKE ALL ON FUNCTION weir.stat_throttle(), weir.throttle_standby(), weir.throttle_rules(),

@@ -1,15 +1,13 @@
 #include "admission/query_shedding.hpp"
 
-#include <cerrno>
-
 #include "pg/compat.hpp"
+#include "pg/small_file.hpp"
 
 extern "C" {
 #include "access/xact.h"
 #include "common/pg_prng.h"
 #include "funcapi.h"
 #include "mb/pg_wchar.h"
-#include "storage/fd.h"
 #include "storage/ipc.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
@@ -24,10 +22,9 @@ uint32_t places_held = 0;
 namespace
 {
 
-// In the data directory, which is every server process's working directory.
-constexpr char kFile[] = "pg_weir_query_rules";
-constexpr char kTemporaryFile[] = "pg_weir_query_rules.tmp";
-constexpr char kDamagedFile[] = "pg_weir_query_rules.damaged";
+constexpr SmallFile kFile = {"pg_weir_query_rules", "pg_weir_query_rules.tmp", "pg_weir_query_rules.damaged",
+                             "query rules",
+                             "Make the rules again with weir.limit_query() and weir.block_query()."};
 
 // What this backend holds, oldest first.
 struct HeldPlace {
@@ -176,56 +173,22 @@ struct RuleFile {
     uint32_t count;
 };
 
-[[noreturn]] void FailToWrite(int error)
-{
-    unlink(kTemporaryFile);
-    errno = error != 0 ? error : ENOSPC;
-    ereport(ERROR, (errcode_for_file_access(), errmsg("could not write file \"%s\": %m", kTemporaryFile),
-                    errdetail("The query rules are as they were.")));
-    pg_unreachable();
-}
-
-// Under rules_lock, before the change is made in shared memory: an error leaves everything as it was. (But
-// when only the directory could not be flushed after the rename, a restart may find either.)
+// Under rules_lock, before the change is made in shared memory: an error leaves everything as it was.
 void SaveRules(RuleFile *file)
 {
     const size_t size =
         WriteRuleFile(file->specs, file->count, reinterpret_cast<char(&)[kRuleFileMaxSize]>(file->bytes));
-    const int fd = OpenTransientFile(kTemporaryFile, O_WRONLY | O_CREAT | O_TRUNC | PG_BINARY);
-    if (fd < 0)
-        FailToWrite(errno);
-    errno = 0;
-    const bool written = write(fd, file->bytes, size) == static_cast<ssize_t>(size);
-    const int error = errno;
-    if (CloseTransientFile(fd) != 0 || !written)
-        FailToWrite(written ? errno : error);
-    durable_rename(kTemporaryFile, kFile, ERROR);
+    WriteSmallFile(kFile, file->bytes, size);
 }
 
 // Null, or what is wrong with it. *found is false if there is none.
 const char *ReadRules(RuleFile *file, bool *found)
 {
-    const int fd = OpenTransientFile(kFile, O_RDONLY | PG_BINARY);
-    *found = fd >= 0 || errno != ENOENT;
-    if (fd < 0)
-        return *found ? strerror(errno) : nullptr;
-    const ssize_t size = read(fd, file->bytes, sizeof(file->bytes));
-    const int error = errno;
-    CloseTransientFile(fd);
-    if (size < 0)
-        return strerror(error);
-    return ReadRuleFile(file->bytes, static_cast<size_t>(size), file->specs, &file->count);
-}
-
-void SetAside(const char *trouble)
-{
-    const bool renamed = rename(kFile, kDamagedFile) == 0;
-    ereport(WARNING,
-            (errcode(ERRCODE_DATA_CORRUPTED),
-             errmsg("pg_weir: no query rules are in force: could not use file \"%s\": %s", kFile, trouble),
-             renamed ? errdetail("It was renamed to \"%s\".", kDamagedFile)
-                     : errdetail("It could not be renamed to \"%s\": %m.", kDamagedFile),
-             errhint("Make the rules again with weir.limit_query() and weir.block_query().")));
+    size_t size;
+    const char *trouble = ReadSmallFile(kFile, file->bytes, sizeof(file->bytes), &size, found);
+    if (trouble != nullptr || !*found)
+        return trouble;
+    return ReadRuleFile(file->bytes, size, file->specs, &file->count);
 }
 
 // ---- Changing rules ----
@@ -387,7 +350,7 @@ void LoadQueryRules()
     bool found;
     const char *trouble = ReadRules(file, &found);
     if (trouble != nullptr)
-        SetAside(trouble);
+        SetAside(kFile, trouble);
     else if (found) {
         for (uint32_t i = 0; i < file->count; i++)
             SetRule(&shared->rules, file->specs[i]);

@@ -133,6 +133,7 @@ void StartSharedMemory()
     if (!found) {
         PublishSettings();
         LoadQueryRules();
+        LoadThrottleRules();
     }
 }
 

@@ -79,7 +79,7 @@ struct Shared {
 extern Shared *shared; // null until shared_preload_libraries has done its work
 extern Gate gate;
 extern LWLock *gate_lock;  // queues, grants, class table
-extern LWLock *rules_lock; // query rules
+extern LWLock *rules_lock; // query rules; files of rules
 
 extern Gate startup_gate;          // its tickets: one per session, at the index of its PGPROC, like gate's
 extern StartupInfo *startup_infos; // one per ticket

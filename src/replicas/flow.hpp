@@ -12,7 +12,7 @@
 // Never held: superusers; sessions with weir.throttle = off; COMMIT and all that comes after the first xid;
 // walsenders, autovacuum and other background workers; statements on temporary and unlogged tables; anybody
 // on a standby. A wait is interruptible, ends after weir.throttle_max_wait, and nobody waits when the sampler
-// has not looked for kStaleUs.
+// has not looked for too long (IsFresh).
 
 #include "pg/prelude.hpp"
 #include "replicas/flow_bucket.hpp"
@@ -97,5 +97,8 @@ void InstallFlow();
 
 // What a job of that name is told; for the endpoint, too. Reads shared memory only.
 ThrottleAnswer CheckThrottle(const char *app, int64_t now);
+
+// At the server's start: the rules of before.
+void LoadThrottleRules();
 
 } // namespace weir

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "admission/class_map.hpp"
+#include "admission/query_rules.hpp"
 
 #include "pure_only.hpp"
 
@@ -15,6 +16,23 @@ namespace
 constexpr int64_t kSecond = 1000000;
 constexpr int64_t kShortestRetryUs = 100000;
 constexpr int64_t kLongestRetryUs = 30 * kSecond;
+
+constexpr char kMagic[8] = {'P', 'G', 'W', 'E', 'I', 'R', 'T', 'R'};
+constexpr uint32_t kFileVersion = 1;
+constexpr size_t kHeaderSize = 16;
+
+bool IsPossible(const ThrottleRuleSpec &spec) noexcept
+{
+    size_t length = 0;
+    while (length < kThrottleAppSize && spec.pattern[length] != '\0')
+        length++;
+    if (length == 0 || length == kThrottleAppSize)
+        return false;
+    for (size_t i = length; i < kThrottleAppSize; i++)
+        if (spec.pattern[i] != '\0')
+            return false;
+    return spec.ratio >= 0 && spec.ratio <= 1 && spec.exempt <= 1;
+}
 
 // A job that comes back then will probably be let through: what is too much is worked off by then.
 int64_t RetryAfter(int64_t surplus_us) noexcept
@@ -47,13 +65,12 @@ const char *ThrottleCodeName(ThrottleCode code) noexcept
     return "unknown";
 }
 
-bool ThrottleRules::Set(const char *pattern, double ratio, bool exempt, int64_t expires_us,
-                        int64_t now_us) noexcept
+bool ThrottleRules::Set(const ThrottleRuleSpec &spec, int64_t now_us) noexcept
 {
     DropExpired(now_us);
     ThrottleRule *place = nullptr;
     for (ThrottleRule &rule : rules) {
-        if (rule.in_use && strcmp(rule.pattern, pattern) == 0) {
+        if (rule.in_use && strcmp(rule.pattern, spec.pattern) == 0) {
             place = &rule;
             break;
         }
@@ -65,14 +82,13 @@ bool ThrottleRules::Set(const char *pattern, double ratio, bool exempt, int64_t 
     if (!place->in_use) {
         place->checks.store(0);
         place->denied.store(0);
-        strncpy(place->pattern, pattern, kThrottleAppSize - 1);
-        place->pattern[kThrottleAppSize - 1] = '\0';
+        memcpy(place->pattern, spec.pattern, kThrottleAppSize);
         count.fetch_add(1);
     }
     place->in_use = true;
-    place->exempt = exempt;
-    place->ratio = ratio;
-    place->expires_us = expires_us;
+    place->exempt = spec.exempt != 0;
+    place->ratio = spec.ratio;
+    place->expires_us = spec.expires_us;
     return true;
 }
 
@@ -108,6 +124,70 @@ ThrottleRule *ThrottleRules::Find(const char *app, int64_t now_us) noexcept
             found = &rule;
     }
     return found;
+}
+
+uint32_t ThrottleRules::Copy(ThrottleRuleSpec (&out)[kMaxThrottleRules], int64_t now_us) const noexcept
+{
+    uint32_t copied = 0;
+    for (const ThrottleRule &rule : rules) {
+        if (!rule.in_use || rule.expires_us <= now_us)
+            continue;
+        ThrottleRuleSpec &spec = out[copied++];
+        spec = {};
+        strncpy(spec.pattern, rule.pattern, kThrottleAppSize - 1);
+        spec.ratio = rule.ratio;
+        spec.expires_us = rule.expires_us;
+        spec.exempt = rule.exempt;
+    }
+    return copied;
+}
+
+// ---- the file
+
+size_t WriteThrottleFile(const ThrottleRuleSpec *specs, uint32_t count,
+                         char (&out)[kThrottleFileMaxSize]) noexcept
+{
+    size_t size = 0;
+    const auto put = [&](const void *data, size_t length) {
+        memcpy(out + size, data, length);
+        size += length;
+    };
+    put(kMagic, sizeof(kMagic));
+    put(&kFileVersion, sizeof(kFileVersion));
+    put(&count, sizeof(count));
+    if (count > 0) // without rules, specs may be null, which memcpy() must not see
+        put(specs, count * sizeof(ThrottleRuleSpec));
+    const uint32_t sum = Crc32c(out, size);
+    put(&sum, sizeof(sum));
+    return size;
+}
+
+const char *ReadThrottleFile(const char *bytes, size_t size, ThrottleRuleSpec (&out)[kMaxThrottleRules],
+                             uint32_t *count) noexcept
+{
+    uint32_t version;
+    uint32_t claimed;
+    uint32_t sum;
+    *count = 0;
+    if (size < kHeaderSize + sizeof(sum))
+        return "it is too short";
+    if (memcmp(bytes, kMagic, sizeof(kMagic)) != 0)
+        return "it does not begin as a file of throttle rules";
+    memcpy(&version, bytes + sizeof(kMagic), sizeof(version));
+    if (version != kFileVersion)
+        return "it is of a version that this pg_weir does not know";
+    memcpy(&claimed, bytes + sizeof(kMagic) + sizeof(version), sizeof(claimed));
+    if (claimed > kMaxThrottleRules || size != kHeaderSize + claimed * sizeof(ThrottleRuleSpec) + sizeof(sum))
+        return "its length does not fit its number of rules";
+    memcpy(&sum, bytes + size - sizeof(sum), sizeof(sum));
+    if (sum != Crc32c(bytes, size - sizeof(sum)))
+        return "its checksum does not match";
+    memcpy(static_cast<void *>(out), bytes + kHeaderSize, claimed * sizeof(ThrottleRuleSpec));
+    for (uint32_t i = 0; i < claimed; i++)
+        if (!IsPossible(out[i]))
+            return "it has a rule that cannot be";
+    *count = claimed;
+    return nullptr;
 }
 
 bool DeniedByRatio(ThrottleRule *rule) noexcept

@@ -6,12 +6,16 @@
 // the lag is, or exempts them; and it ends by itself. Where several match, an exemption goes first, then the
 // highest share.
 //
-// Rules are changed under flow_lock; checks read them under it, shared, and count atomically. They are in
-// shared memory alone and are gone after a restart: then a job is told what the lag says.
+// Rules are changed under flow_lock; checks read them under it, shared, and count atomically. They survive a
+// restart in a file of
+//     magic[8] version:u32 count:u32  count * record  crc:u32
+//     record = pattern[64] ratio:f64 expires_at:i64 exempt:u64
+// in the machine's byte order; the CRC-32C covers all before it. Counters are not in it.
 //
 // Pure: no PostgreSQL header, no clock, no system call.
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 
 namespace weir
@@ -30,19 +34,43 @@ struct ThrottleRule {
     std::atomic<uint64_t> denied;
 };
 
+// What a rule says.
+struct ThrottleRuleSpec {
+    char pattern[kThrottleAppSize]; // zeroes after its end
+    double ratio;
+    int64_t expires_us;
+    uint64_t exempt; // 0 or 1
+};
+static_assert(sizeof(ThrottleRuleSpec) == kThrottleAppSize + 24, "no padding goes into the file");
+
 struct ThrottleRules {
     std::atomic<uint32_t> count; // rules in use, expired or not; read without the lock
     ThrottleRule rules[kMaxThrottleRules];
 
     // Under the lock, exclusive. False: there is no room.
-    bool Set(const char *pattern, double ratio, bool exempt, int64_t expires_us, int64_t now_us) noexcept;
+    bool Set(const ThrottleRuleSpec &spec, int64_t now_us) noexcept;
     // False: there was none of that pattern.
     bool Drop(const char *pattern) noexcept;
     void DropExpired(int64_t now_us) noexcept;
 
     // Under the lock, shared. The rule that decides; null: none.
     ThrottleRule *Find(const char *app, int64_t now_us) noexcept;
+
+    // Under the lock. Those in force; returns how many.
+    uint32_t Copy(ThrottleRuleSpec (&out)[kMaxThrottleRules], int64_t now_us) const noexcept;
 };
+
+// ---- the file
+
+constexpr size_t kThrottleFileMaxSize = 16 + kMaxThrottleRules * sizeof(ThrottleRuleSpec) + sizeof(uint32_t);
+
+// Returns the size of what it wrote.
+size_t WriteThrottleFile(const ThrottleRuleSpec *specs, uint32_t count,
+                         char (&out)[kThrottleFileMaxSize]) noexcept;
+
+// Null: `out` has the rules, *count of them. Otherwise what is wrong with the file, and *count is 0.
+const char *ReadThrottleFile(const char *bytes, size_t size, ThrottleRuleSpec (&out)[kMaxThrottleRules],
+                             uint32_t *count) noexcept;
 
 // Whether this check is one of those that are denied: evenly spread, no dice.
 bool DeniedByRatio(ThrottleRule *rule) noexcept;

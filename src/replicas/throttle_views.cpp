@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "pg/small_file.hpp"
 #include "replicas/flow.hpp"
 #include "stats/rows.hpp"
 
@@ -116,22 +117,92 @@ int64_t ExpiryOf(const Interval *ttl, int64_t now)
     return expires;
 }
 
+// ---- rules and their file
+
+constexpr SmallFile kFile = {"pg_weir_throttle_rules", "pg_weir_throttle_rules.tmp",
+                             "pg_weir_throttle_rules.damaged", "throttle rules",
+                             "Make the rules again with weir.throttle_app() and weir.exempt_app()."};
+
+struct RuleFile {
+    char bytes[kThrottleFileMaxSize + 1]; // one more: a file that is too long is seen to be
+    ThrottleRuleSpec specs[kMaxThrottleRules];
+    uint32_t count;
+};
+
+// The file is written under rules_lock, so that checks, which take flow_lock, do not wait for a disk.
+RuleFile *LockAndCopyRules(int64_t now)
+{
+    auto *file = static_cast<RuleFile *>(palloc(sizeof(RuleFile)));
+    LWLockAcquire(rules_lock, LW_EXCLUSIVE);
+    LWLockAcquire(flow_lock, LW_SHARED);
+    file->count = shared->flow.rules.Copy(file->specs, now);
+    LWLockRelease(flow_lock);
+    return file;
+}
+
+uint32_t PositionOf(const RuleFile &file, const char *pattern)
+{
+    uint32_t i = 0;
+    while (i < file.count && strcmp(file.specs[i].pattern, pattern) != 0)
+        i++;
+    return i;
+}
+
+// Before the change is made in shared memory: an error leaves everything as it was.
+void SaveRules(RuleFile *file)
+{
+    const size_t size = WriteThrottleFile(file->specs, file->count,
+                                          reinterpret_cast<char(&)[kThrottleFileMaxSize]>(file->bytes));
+    WriteSmallFile(kFile, file->bytes, size);
+}
+
+void MakeRule(const ThrottleRuleSpec &spec, int64_t now)
+{
+    RuleFile *file = LockAndCopyRules(now);
+    const uint32_t position = PositionOf(*file, spec.pattern);
+    if (position == kMaxThrottleRules)
+        ereport(ERROR, (errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+                        errmsg("there are %u throttle rules already", kMaxThrottleRules),
+                        errhint("Drop one with weir.drop_throttle_rule(); weir.throttle_rules shows them.")));
+    file->specs[position] = spec;
+    file->count = position == file->count ? file->count + 1 : file->count;
+    SaveRules(file);
+    LWLockAcquire(flow_lock, LW_EXCLUSIVE);
+    shared->flow.rules.Set(spec, now);
+    LWLockRelease(flow_lock);
+    LWLockRelease(rules_lock);
+    pfree(file);
+}
+
+bool DropRuleOf(const char *pattern)
+{
+    RuleFile *file = LockAndCopyRules(GetCurrentTimestamp());
+    const uint32_t position = PositionOf(*file, pattern);
+    const bool found = position != file->count;
+    if (found) {
+        file->specs[position] = file->specs[--file->count];
+        SaveRules(file);
+        LWLockAcquire(flow_lock, LW_EXCLUSIVE);
+        shared->flow.rules.Drop(pattern);
+        LWLockRelease(flow_lock);
+    }
+    LWLockRelease(rules_lock);
+    pfree(file);
+    return found;
+}
+
 void SetRule(const text *app, double ratio, bool exempt, const Interval *ttl)
 {
-    char pattern[kThrottleAppSize];
-    TakeAppName(app, pattern);
+    ThrottleRuleSpec spec = {};
+    TakeAppName(app, spec.pattern);
     if (std::isnan(ratio) || ratio < 0 || ratio > 1)
         ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("a ratio is from 0 to 1"),
                         errhint("1 denies every check, 0.5 every other one, 0 none.")));
     const int64_t now = GetCurrentTimestamp();
-    const int64_t expires = ExpiryOf(ttl, now);
-    LWLockAcquire(flow_lock, LW_EXCLUSIVE);
-    const bool done = shared->flow.rules.Set(pattern, ratio, exempt, expires, now);
-    LWLockRelease(flow_lock);
-    if (!done)
-        ereport(ERROR, (errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-                        errmsg("there are %u throttle rules already", kMaxThrottleRules),
-                        errhint("Drop one with weir.drop_throttle_rule(); weir.throttle_rules shows them.")));
+    spec.expires_us = ExpiryOf(ttl, now);
+    spec.ratio = ratio;
+    spec.exempt = exempt;
+    MakeRule(spec, now);
 }
 
 ThrottleFacts CurrentFacts(int64_t now)
@@ -150,6 +221,22 @@ ThrottleFacts CurrentFacts(int64_t now)
 }
 
 } // namespace
+
+void LoadThrottleRules()
+{
+    auto *file = static_cast<RuleFile *>(palloc(sizeof(RuleFile)));
+    size_t size;
+    bool found;
+    const char *trouble = ReadSmallFile(kFile, file->bytes, sizeof(file->bytes), &size, &found);
+    if (trouble == nullptr && found)
+        trouble = ReadThrottleFile(file->bytes, size, file->specs, &file->count);
+    if (trouble != nullptr)
+        SetAside(kFile, trouble);
+    else if (found)
+        for (uint32_t i = 0; i < file->count; i++)
+            shared->flow.rules.Set(file->specs[i], GetCurrentTimestamp());
+    pfree(file);
+}
 
 ThrottleAnswer CheckThrottle(const char *app, int64_t now)
 {
@@ -207,10 +294,7 @@ WEIR_SQL_FUNCTION(weir_drop_throttle_rule)
     RequireShared();
     char pattern[kThrottleAppSize];
     TakeAppName(PG_GETARG_TEXT_PP(0), pattern);
-    LWLockAcquire(flow_lock, LW_EXCLUSIVE);
-    const bool found = shared->flow.rules.Drop(pattern);
-    LWLockRelease(flow_lock);
-    PG_RETURN_BOOL(found);
+    PG_RETURN_BOOL(DropRuleOf(pattern));
 }
 
 WEIR_SQL_FUNCTION(weir_throttle_rules)

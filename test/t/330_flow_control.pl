@@ -168,14 +168,18 @@ is(check('job', $app), 'lagging', 'everybody may ask');
 
 # ---- nobody samples
 
+# Each 2 seconds is not too seldom, whatever else it does at its heartbeats.
 my $sampler = $admin->value(q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'pg_weir sampler'});
+reconfigure($admin, 'weir.lag_sample_interval' => '2s', 'weir.heartbeat_interval' => 0);
 held($writer);
 kill 'STOP', $sampler;
 poll_until('what is known is stale', sub { check('job') eq 'stale' });
+cmp_ok(throttle('extract(epoch FROM clock_timestamp() - sampled_at)'), '>', 7, 'not before it is 5 s late');
 is($writer->answer->{tag}, 'INSERT 0 1', 'nobody is held any more when nobody samples');
 answers_at_once($writer, $write, 'nor who comes then');
 kill 'CONT', $sampler;
 poll_until('it samples again', sub { check('job') eq 'lagging' });
+reconfigure($admin, 'weir.lag_sample_interval' => '20ms', 'weir.heartbeat_interval' => '100ms');
 
 # ---- it ends
 
@@ -271,5 +275,34 @@ like($log, qr/pg_weir: standby "standby" does not count for the throttle any mor
 like($log, qr/pg_weir: standby "standby" does not count for the throttle any more: it has been disconnected/, 'that, too');
 unlike($log, qr/PANIC|TRAP|signal 11/, 'nothing fell over');
 nothing_left($admin, 'in the end');
+
+# ---- rules survive a crash
+
+sub restart
+{
+	$primary->stop('immediate');
+	$primary->start;
+	$admin = admin_of($primary);
+	return;
+}
+
+$admin->query(q{SELECT weir.throttle_app('half', 0.5, '2 hours')});
+my $rules = 'SELECT app, exempt, ratio, expires_at FROM weir.throttle_rules ORDER BY 1';
+my $before = $admin->query($rules);
+restart();
+is_deeply($admin->query($rules), $before, 'rules survive a crash, until they end');
+is(check('urgent one'), 'exempt', 'and are in force');
+my $file = $primary->data_dir . '/pg_weir_throttle_rules';
+append_to_file($file, 'x');
+restart();
+is($admin->value('SELECT count(*) FROM weir.throttle_rules'), 0, 'a damaged file is not used');
+ok(-e "$file.damaged" && !-e $file, 'but kept');
+like(slurp_file($primary->logfile), qr/WARNING:  pg_weir: no throttle rules are in force/, 'which is in the log');
+mkdir "$file.tmp" or die;
+is($admin->send(q{SELECT weir.exempt_app('x')})->answer->{code} // '', '42809', 'a rule that cannot be written is an error');
+is($admin->value('SELECT count(*) FROM weir.throttle_rules'), 0, 'and not in force');
+rmdir "$file.tmp";
+$admin->query(q{SELECT weir.exempt_app('x')});
+is($admin->value('SELECT app FROM weir.throttle_rules'), 'x', 'then it can');
 
 done_testing();
