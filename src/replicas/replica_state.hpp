@@ -118,6 +118,7 @@ struct SamplerMemory {
 struct ReplicasShared {
     std::atomic<uint32_t> sampler;      // its PGPROC number + 1; 0: no sampler runs
     std::atomic<int64_t> sampled_us;    // when it last looked
+    std::atomic<int64_t> fresh_us;      // for so long that is fresh
     std::atomic<uint32_t> in_recovery;  // when it last looked
     std::atomic<uint32_t> role_changes; // promotions seen since the start
     std::atomic<int64_t> role_since_us; // when the present role began, or the server started
@@ -138,12 +139,14 @@ struct ReplicasShared {
     SamplerMemory memory; // the sampler's alone
 };
 
-// Whether the sampler looked so lately that a decision may rest on it.
-constexpr int64_t kStaleUs = 5 * 1000000;
+// Whether the sampler looked so lately that a decision may rest on it: it is due each
+// weir.lag_sample_interval, and on a busy machine it may be late.
+constexpr int64_t kLateUs = 5 * 1000000;
 
 inline bool IsFresh(const ReplicasShared &replicas, int64_t now_us) noexcept
 {
-    return now_us - replicas.sampled_us.load(std::memory_order_relaxed) <= kStaleUs;
+    return now_us - replicas.sampled_us.load(std::memory_order_relaxed) <=
+           replicas.fresh_us.load(std::memory_order_relaxed);
 }
 
 // Splits "region/node"; without a "/" it is all node.

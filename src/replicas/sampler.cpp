@@ -36,6 +36,7 @@ constexpr int kDormantMs = 1000;
 constexpr int64_t kForgetUs = 24 * 3600 * USECS_PER_SEC; // a standby that is gone
 constexpr int64_t kSummaryUs = USECS_PER_SEC;            // percentiles and history
 constexpr int64_t kMeetAgainUs = USECS_PER_SEC;
+constexpr int64_t kJitterUs = 50000;           // of messages
 constexpr int64_t kClockSetUs = USECS_PER_SEC; // less is drift and a busy machine
 
 // What the walsender tells under its lock.
@@ -210,7 +211,7 @@ Receiver ReadReceiver(OwnRow *own)
 // How long a sender with the same weir.heartbeat_interval as ours is silent at most.
 int64_t SilenceBoundUs()
 {
-    return settings.heartbeat_interval_ms == 0 ? INT64CONST(1) << 60
+    return settings.heartbeat_interval_ms == 0 ? kNoBeats
                                                : settings.heartbeat_interval_ms * INT64CONST(1500) + 500000;
 }
 
@@ -236,7 +237,8 @@ void SetOwnLags(OwnRow *own, int64_t now)
 {
     const SamplerMemory &memory = shared->replicas.memory;
     const int64_t bound = SilenceBoundUs();
-    int64_t silence = memory.silence.LagUs(bound, now);
+    int64_t silence =
+        memory.silence.LagUs(bound, settings.lag_sample_interval_ms * INT64CONST(1000) + kJitterUs, now);
     // Nothing was ever heard: since the start, at least.
     if (own->message_us == 0 && memory.silence.IsDeaf(bound, now))
         silence = now - shared->replicas.role_since_us.load();
@@ -397,6 +399,7 @@ void Sample(int64_t now)
     ControlFlow(now);
     NoteLags(now);
     LWLockRelease(replica_lock);
+    replicas.fresh_us.store(settings.lag_sample_interval_ms * INT64CONST(1000) + kLateUs);
     replicas.sampled_us.store(now);
     ReportFlow();
 }

@@ -20,10 +20,17 @@ void SenderSilence::Note(int32_t receiver_pid, uint64_t end, int64_t sent, int64
         connected_us = now_us;
         beats = 0;
         heard = beatless = false;
+        usual_us = now_silent_us = 0;
+        usual_before_us = bound_us; // nothing is known of it yet
+        window_us = now_us;
     }
     // A walreceiver that just began has put its own time into both.
-    if (receiver == 0 || sent == received || sent == sent_us)
+    if (receiver == 0 || sent == received)
         return;
+    if (sent == sent_us) {
+        now_silent_us = now_us - heard_us;
+        return;
+    }
     const bool in_time = heard && received - heard_us <= bound_us;
     const bool news = end != end_lsn;
     if (heard && !in_time)
@@ -32,10 +39,24 @@ void SenderSilence::Note(int32_t receiver_pid, uint64_t end, int64_t sent, int64
         beatless = true;
     if (in_time && news && beats < kBeatsHeard)
         beats++;
+    NoteUsual(in_time, bound_us, now_us);
     heard = true;
     heard_us = received;
     sent_us = sent;
     end_lsn = end;
+    now_silent_us = now_us - received;
+}
+
+// Two windows, each long enough for several beats.
+void SenderSilence::NoteUsual(bool ended_in_time, int64_t bound_us, int64_t now_us) noexcept
+{
+    if (ended_in_time && now_silent_us > usual_us)
+        usual_us = now_silent_us;
+    if (now_us - window_us < 2 * bound_us)
+        return;
+    usual_before_us = usual_us;
+    usual_us = 0;
+    window_us = now_us;
 }
 
 bool SenderSilence::IsDeaf(int64_t bound_us, int64_t now_us) const noexcept
@@ -43,14 +64,19 @@ bool SenderSilence::IsDeaf(int64_t bound_us, int64_t now_us) const noexcept
     return receiver == 0 || (!heard && now_us - connected_us <= bound_us);
 }
 
-int64_t SenderSilence::LagUs(int64_t bound_us, int64_t now_us) const noexcept
+int64_t SenderSilence::LagUs(int64_t bound_us, int64_t slack_us, int64_t now_us) const noexcept
 {
     const int64_t silence = now_us - heard_us;
     if (heard_us == 0 || silence <= 0)
         return 0;
     if (IsDeaf(bound_us, now_us))
         return silence;
-    return heard && beats >= kBeatsHeard && !beatless && silence > bound_us ? silence : 0;
+    if (!heard || beats < kBeatsHeard || beatless || bound_us >= kNoBeats)
+        return 0;
+    int64_t usual = usual_us > usual_before_us ? usual_us : usual_before_us;
+    if (usual > bound_us)
+        usual = bound_us;
+    return silence > usual + slack_us ? silence - usual : 0;
 }
 
 void SenderSilence::Shift(int64_t step_us) noexcept
@@ -58,6 +84,7 @@ void SenderSilence::Shift(int64_t step_us) noexcept
     if (heard_us != 0)
         heard_us += step_us;
     connected_us += step_us;
+    window_us += step_us;
 }
 
 } // namespace weir

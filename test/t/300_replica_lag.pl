@@ -143,6 +143,38 @@ wait_for_no_lag($s1, 'self');
 state_is($s1, 'self', 'streaming');
 poll_until('the longest lag is remembered', sub { replica($p, 'eu/one', 'extract(epoch FROM lag_max_1m)') > 1.5 });
 
+# ---- cut off: the walsender stands still, to the standby a network that delivers nothing
+
+sub set_heartbeat
+{
+	my ($interval) = @_;
+	foreach my $node ($p, $s1)
+	{
+		$node->query("ALTER SYSTEM SET weir.heartbeat_interval = '$interval'");
+		$node->query('SELECT pg_reload_conf()');
+	}
+	return;
+}
+
+# As long as the silences of before are remembered.
+set_heartbeat('100ms');
+my $busy_until = Time::HiRes::time() + 3.5;
+until (Time::HiRes::time() > $busy_until)
+{
+	$p->query('INSERT INTO t VALUES (2)');
+	Time::HiRes::usleep(5_000);
+}
+my $walsender = $p->value(q{SELECT pid FROM weir.stat_replica WHERE application_name = 'eu/one'});
+kill 'STOP', $walsender;
+$from = Time::HiRes::time();
+(undef, $to) = write_a_row($p);
+lag_grows_with_the_clock($s1, 'self', $from, $to, 1.5);
+lag_grows_with_the_clock($p, 'eu/one', $from, $to, 0.5);
+kill 'CONT', $walsender;
+wait_for_no_lag($p, 'eu/one');
+wait_for_no_lag($s1, 'self');
+set_heartbeat('1s');
+
 # One further down is of no interest to the primary.
 $s2->query('SELECT pg_wal_replay_pause()');
 poll_until('replay is paused', sub { $s2->value('SELECT pg_get_wal_replay_pause_state()') eq 'paused' });

@@ -309,6 +309,12 @@ TEST(LagWindows, AFullBucketStaysFull)
 // ---- silence
 
 constexpr int64_t kBound = 2 * kSecond;
+constexpr int64_t kSlack = 150 * kMs;
+
+void Look(SenderSilence *silence, int64_t now)
+{
+    silence->Note(silence->receiver, silence->end_lsn, silence->sent_us, silence->heard_us, kBound, now);
+}
 
 // A sender with heartbeats each second, heard until it stops.
 SenderSilence Heard(int beats, int64_t *now)
@@ -318,14 +324,10 @@ SenderSilence Heard(int beats, int64_t *now)
     for (int i = 0; i < beats; i++) {
         silence.Note(7, 100 + static_cast<uint64_t>(i) * 40, *now - 1, *now, kBound, *now);
         *now += kSecond;
+        Look(&silence, *now - kSlack / 2);
     }
     *now -= kSecond;
     return silence;
-}
-
-void Look(SenderSilence *silence, int64_t now)
-{
-    silence->Note(silence->receiver, silence->end_lsn, silence->sent_us, silence->heard_us, kBound, now);
 }
 
 TEST(SenderSilence, OfASenderThatBeatsIsLag)
@@ -333,24 +335,72 @@ TEST(SenderSilence, OfASenderThatBeatsIsLag)
     int64_t now;
     SenderSilence silence = Heard(10, &now);
     Look(&silence, now + kSecond);
-    EXPECT_EQ(0, silence.LagUs(kBound, now + kSecond));
-    EXPECT_EQ(0, silence.LagUs(kBound, now + kBound));
+    EXPECT_EQ(0, silence.LagUs(kBound, kSlack, now + kSecond));
     Look(&silence, now + 3 * kSecond);
-    EXPECT_EQ(3 * kSecond, silence.LagUs(kBound, now + 3 * kSecond));
+    EXPECT_NEAR(2.0 * kSecond, static_cast<double>(silence.LagUs(kBound, kSlack, now + 3 * kSecond)), kSlack)
+        << "since the beat that did not come";
     // It is heard again.
     silence.Note(7, 10000, now + 4 * kSecond - 1, now + 4 * kSecond, kBound, now + 4 * kSecond);
-    EXPECT_EQ(0, silence.LagUs(kBound, now + 4 * kSecond));
+    EXPECT_EQ(0, silence.LagUs(kBound, kSlack, now + 4 * kSecond));
+}
+
+// A sample each 100 ms of a sender that says something each `gap`, for `seconds`.
+void Listen(SenderSilence *silence, int64_t gap, int64_t seconds, int64_t *now)
+{
+    const int64_t end = *now + seconds * kSecond;
+    for (; *now < end; *now += 100 * kMs) {
+        const int64_t heard = *now - *now % gap;
+        silence->Note(7, 1000 + static_cast<uint64_t>(heard / gap), heard - 1, heard, kBound, *now);
+    }
+}
+
+TEST(SenderSilence, LongerThanUsualIsLag)
+{
+    int64_t now = kStart;
+    SenderSilence silence = {};
+    Listen(&silence, 10 * kMs, 20, &now); // busy
+    const int64_t cut = silence.heard_us;
+    for (; now < cut + kSecond; now += 100 * kMs) {
+        Look(&silence, now);
+        const int64_t lag = silence.LagUs(kBound, kSlack, now);
+        if (now - cut > kSlack + 10 * kMs) {
+            EXPECT_NEAR(static_cast<double>(now - cut), static_cast<double>(lag), 10.0 * kMs);
+        }
+    }
+    // It was only idle: its beats come each second. For some seconds that is remembered.
+    Listen(&silence, kSecond, 2, &now);
+    for (int i = 0; i < 100; i++) {
+        Listen(&silence, kSecond, 1, &now);
+        for (int64_t later = 0; later < kSecond; later += 100 * kMs)
+            EXPECT_EQ(0, silence.LagUs(kBound, kSlack, silence.heard_us + later));
+    }
+    // And a cut then: what is missing is the next beat.
+    EXPECT_NEAR(4.0 * kSecond,
+                static_cast<double>(silence.LagUs(kBound, kSlack, silence.heard_us + 5 * kSecond)),
+                100.0 * kMs);
+    EXPECT_EQ(0, silence.LagUs(kNoBeats, kSlack, silence.heard_us + 5 * kSecond)) << "no beats are expected";
+}
+
+TEST(SenderSilence, OfALongCutIsNotTakenForUsual)
+{
+    int64_t now = kStart;
+    SenderSilence silence = {};
+    Listen(&silence, 10 * kMs, 20, &now);
+    for (int i = 0; i < 100; i++, now += 100 * kMs)
+        Look(&silence, now);
+    Listen(&silence, 10 * kMs, 2, &now);
+    EXPECT_GT(silence.LagUs(kBound, kSlack, now + kSecond), 900 * kMs);
 }
 
 TEST(SenderSilence, OfOneThatWasNotHeardToBeatIsNothing)
 {
     int64_t now;
     SenderSilence silence = Heard(2, &now);
-    EXPECT_EQ(0, silence.LagUs(kBound, now + kMinute));
+    EXPECT_EQ(0, silence.LagUs(kBound, kSlack, now + kMinute));
     silence = Heard(3, &now);
-    EXPECT_EQ(0, silence.LagUs(kBound, now + kMinute)) << "two beats after the first word";
+    EXPECT_EQ(0, silence.LagUs(kBound, kSlack, now + kMinute)) << "two beats after the first word";
     silence = Heard(4, &now);
-    EXPECT_EQ(kMinute, silence.LagUs(kBound, now + kMinute));
+    EXPECT_EQ(kMinute - kBound, silence.LagUs(kBound, kSlack, now + kMinute));
 }
 
 TEST(SenderSilence, ThatEndsWithoutNewsIsOfASenderWithoutBeats)
@@ -358,15 +408,15 @@ TEST(SenderSilence, ThatEndsWithoutNewsIsOfASenderWithoutBeats)
     int64_t now;
     SenderSilence silence = Heard(10, &now); // it was busy
     now += 30 * kSecond;
-    EXPECT_GT(silence.LagUs(kBound, now), 0);
+    EXPECT_GT(silence.LagUs(kBound, kSlack, now), 0);
     silence.Note(7, silence.end_lsn, now - 1, now, kBound, now);
-    EXPECT_EQ(0, silence.LagUs(kBound, now + kMinute));
+    EXPECT_EQ(0, silence.LagUs(kBound, kSlack, now + kMinute));
     for (int i = 0; i < 10; i++, now += kSecond) // busy again
         silence.Note(7, silence.end_lsn + 40, now - 1, now, kBound, now);
-    EXPECT_EQ(0, silence.LagUs(kBound, now + kMinute)) << "it is remembered on this connection";
+    EXPECT_EQ(0, silence.LagUs(kBound, kSlack, now + kMinute)) << "it is remembered on this connection";
     for (int i = 0; i < 10; i++, now += kSecond)
         silence.Note(8, silence.end_lsn + 40, now - 1, now, kBound, now);
-    EXPECT_GT(silence.LagUs(kBound, now + kMinute), 0) << "not on the next";
+    EXPECT_GT(silence.LagUs(kBound, kSlack, now + kMinute), 0) << "not on the next";
 }
 
 TEST(SenderSilence, AfterACutItMustBeHeardToBeatAgain)
@@ -375,12 +425,12 @@ TEST(SenderSilence, AfterACutItMustBeHeardToBeatAgain)
     SenderSilence silence = Heard(10, &now);
     now += 30 * kSecond;
     silence.Note(7, silence.end_lsn + 40, now - 1, now, kBound, now);
-    EXPECT_EQ(0, silence.LagUs(kBound, now + kMinute)) << "it may have had nothing to say until then";
+    EXPECT_EQ(0, silence.LagUs(kBound, kSlack, now + kMinute)) << "it may have had nothing to say until then";
     for (int i = 0; i < 3; i++) {
         now += kSecond;
         silence.Note(7, silence.end_lsn + 40, now - 1, now, kBound, now);
     }
-    EXPECT_EQ(kMinute, silence.LagUs(kBound, now + kMinute));
+    EXPECT_GT(silence.LagUs(kBound, kSlack, now + kMinute), kMinute - kBound);
 }
 
 TEST(SenderSilence, WithoutAConnectionIsLagAtOnce)
@@ -388,13 +438,13 @@ TEST(SenderSilence, WithoutAConnectionIsLagAtOnce)
     int64_t now;
     SenderSilence silence = Heard(10, &now);
     silence.Note(0, 0, 0, 0, kBound, now + 100 * kMs);
-    EXPECT_EQ(100 * kMs, silence.LagUs(kBound, now + 100 * kMs));
+    EXPECT_EQ(100 * kMs, silence.LagUs(kBound, kSlack, now + 100 * kMs));
     EXPECT_TRUE(silence.IsDeaf(kBound, now + 100 * kMs));
     // Connected again, nothing said yet: the walreceiver has put its own time into both.
     now += 10 * kSecond;
     silence.Note(9, 0, now, now, kBound, now);
-    EXPECT_EQ(11 * kSecond, silence.LagUs(kBound, now + kSecond));
-    EXPECT_EQ(0, silence.LagUs(kBound, now + kBound + 1)) << "it has nothing to say";
+    EXPECT_EQ(11 * kSecond, silence.LagUs(kBound, kSlack, now + kSecond));
+    EXPECT_EQ(0, silence.LagUs(kBound, kSlack, now + kBound + 1)) << "it has nothing to say";
     EXPECT_FALSE(silence.IsDeaf(kBound, now + kBound + 1));
 }
 
@@ -402,7 +452,7 @@ TEST(SenderSilence, NothingEverHeardIsNoSilence)
 {
     SenderSilence silence = {};
     silence.Note(0, 0, 0, 0, kBound, kStart);
-    EXPECT_EQ(0, silence.LagUs(kBound, kStart + kMinute));
+    EXPECT_EQ(0, silence.LagUs(kBound, kSlack, kStart + kMinute));
     EXPECT_TRUE(silence.IsDeaf(kBound, kStart + kMinute));
 }
 
@@ -543,9 +593,11 @@ TEST(SampleRing, KeepsTheLast)
 TEST(ReplicasShared, OldNumbersAreNotFresh)
 {
     auto replicas = std::make_unique<ReplicasShared>();
+    EXPECT_FALSE(IsFresh(*replicas, kStart)) << "nobody has looked";
     replicas->sampled_us.store(kStart);
-    EXPECT_TRUE(IsFresh(*replicas, kStart + kStaleUs));
-    EXPECT_FALSE(IsFresh(*replicas, kStart + kStaleUs + 1));
+    replicas->fresh_us.store(kMinute + kLateUs);
+    EXPECT_TRUE(IsFresh(*replicas, kStart + kMinute + kLateUs));
+    EXPECT_FALSE(IsFresh(*replicas, kStart + kMinute + kLateUs + 1));
 }
 
 } // namespace
