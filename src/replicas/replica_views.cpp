@@ -55,14 +55,42 @@ void PutSummaries(Row *row, const LagSummary (&summaries)[kLagWindows])
     }
 }
 
+void PutWho(Row *row, const char *kind, const char *name, const char *region, const char *node)
+{
+    row->PutText(kind);
+    row->PutText(name);
+    PutName(row, region);
+    row->PutText(node);
+}
+
+void PutPositions(Row *row, uint64_t sent, uint64_t write, uint64_t flush, uint64_t replay)
+{
+    PutLsn(row, sent);
+    PutLsn(row, write);
+    PutLsn(row, flush);
+    PutLsn(row, replay);
+}
+
+// Of a ReplicaRow or the OwnRow.
+template <typename Lags> void PutLags(Row *row, const Lags &r, double wal_rate)
+{
+    row->PutCount(static_cast<uint64_t>(r.write_lag_bytes));
+    row->PutCount(static_cast<uint64_t>(r.flush_lag_bytes));
+    row->PutCount(static_cast<uint64_t>(r.replay_lag_bytes));
+    row->PutInterval(r.write_lag_us);
+    row->PutInterval(r.flush_lag_us);
+    row->PutInterval(r.replay_lag_us);
+    PutSummaries(row, r.summaries);
+    row->PutCount(static_cast<uint64_t>(r.replay_rate));
+    row->PutCount(static_cast<uint64_t>(wal_rate));
+    PutIntervalOrNull(row, r.catch_up_us >= 0, r.catch_up_us);
+}
+
 void AddStandby(ReturnSetInfo *result, const ReplicaRow &r, double wal_rate)
 {
     char address[kAddressTextSize];
     Row row;
-    row.PutText("standby");
-    row.PutText(r.application_name);
-    PutName(&row, r.region);
-    row.PutText(r.node);
+    PutWho(&row, "standby", r.application_name, r.region, r.node);
     if (r.address.family == AddressFamily::kV4 || r.address.family == AddressFamily::kV6)
         row.PutText(AddressText(r.address, address));
     else
@@ -72,22 +100,10 @@ void AddStandby(ReturnSetInfo *result, const ReplicaRow &r, double wal_rate)
     row.PutTime(r.connected_us);
     row.PutInt(static_cast<uint32_t>(r.sync_priority));
     row.PutBool(r.counts);
-    PutLsn(&row, r.sent_lsn);
-    PutLsn(&row, r.write_lsn);
-    PutLsn(&row, r.flush_lsn);
-    PutLsn(&row, r.replay_lsn);
-    row.PutCount(static_cast<uint64_t>(r.write_lag_bytes));
-    row.PutCount(static_cast<uint64_t>(r.flush_lag_bytes));
-    row.PutCount(static_cast<uint64_t>(r.replay_lag_bytes));
-    row.PutInterval(r.write_lag_us);
-    row.PutInterval(r.flush_lag_us);
-    row.PutInterval(r.replay_lag_us);
-    PutSummaries(&row, r.summaries);
-    row.PutCount(static_cast<uint64_t>(r.replay_rate));
-    row.PutCount(static_cast<uint64_t>(wal_rate));
-    PutIntervalOrNull(&row, r.catch_up_us >= 0, r.catch_up_us);
+    PutPositions(&row, r.sent_lsn, r.write_lsn, r.flush_lsn, r.replay_lsn);
+    PutLags(&row, r, wal_rate);
     PutTimeOrNull(&row, r.reply_us);
-    row.PutNull();
+    row.PutNull(); // clock_skew: the sender's clock is the only one
     row.PutTime(shared->replicas.sampled_us.load());
     AddRow(result, &row);
 }
@@ -95,30 +111,15 @@ void AddStandby(ReturnSetInfo *result, const ReplicaRow &r, double wal_rate)
 void AddOwn(ReturnSetInfo *result, const OwnRow &own)
 {
     Row row;
-    row.PutText("self");
-    row.PutText(cluster_name);
-    PutName(&row, settings.region);
-    row.PutText(cluster_name);
+    PutWho(&row, "self", cluster_name, settings.region, cluster_name);
     PutName(&row, own.sender_host);
-    row.PutNull();
+    row.PutNull(); // pid
     row.PutText(ReplicaStateName(own.state));
     row.PutTime(shared->replicas.role_since_us.load());
     row.PutInt(0);
     row.PutBool(false);
-    PutLsn(&row, own.sender_lsn);
-    PutLsn(&row, own.received_lsn);
-    PutLsn(&row, own.flushed_lsn);
-    PutLsn(&row, own.replay_lsn);
-    row.PutCount(static_cast<uint64_t>(own.write_lag_bytes));
-    row.PutCount(static_cast<uint64_t>(own.flush_lag_bytes));
-    row.PutCount(static_cast<uint64_t>(own.replay_lag_bytes));
-    row.PutInterval(own.write_lag_us);
-    row.PutInterval(own.flush_lag_us);
-    row.PutInterval(own.replay_lag_us);
-    PutSummaries(&row, own.summaries);
-    row.PutCount(static_cast<uint64_t>(own.replay_rate));
-    row.PutCount(static_cast<uint64_t>(own.receive_rate));
-    PutIntervalOrNull(&row, own.catch_up_us >= 0, own.catch_up_us);
+    PutPositions(&row, own.sender_lsn, own.received_lsn, own.flushed_lsn, own.replay_lsn);
+    PutLags(&row, own, own.receive_rate);
     PutTimeOrNull(&row, own.message_us);
     PutIntervalOrNull(&row, own.skew_known, own.skew_us);
     row.PutTime(shared->replicas.sampled_us.load());
