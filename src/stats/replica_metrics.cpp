@@ -160,6 +160,21 @@ void WriteQuarantine(MetricsText *text)
     text->Count(own.refused.load());
 }
 
+void WriteReplayWaits(MetricsText *text)
+{
+    const ReplayWaitShared &waits = shared->replay_waits;
+    text->Gauge("pg_weir_replay_waiting", "Sessions that wait for an LSN to be replayed.");
+    text->Count(waits.waiting.load());
+    text->Counter("pg_weir_replay_wait_timed_out_total", "Waits for an LSN that ended by their timeout.");
+    text->Count(waits.timed_out.load());
+    text->Counter("pg_weir_replay_wait_too_late_total",
+                  "Refused: the transaction had a snapshot, or had run a query.");
+    text->Count(waits.too_late.load());
+    text->HistogramOf("pg_weir_replay_wait_seconds", "How long they waited, however it ended.");
+    durations = waits.waits.Snapshot();
+    text->Durations(durations);
+}
+
 // ---- flow control ---------------------------------------------------------------------------------
 
 constexpr const char *kLaneNames[] = {"batch", "regular"};
@@ -220,6 +235,7 @@ void WriteReplicas(MetricsText *text)
     WriteStandbys(text);
     WriteOwn(text);
     WriteQuarantine(text);
+    WriteReplayWaits(text);
     WriteFlow(text);
 }
 
