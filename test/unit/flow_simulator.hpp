@@ -51,6 +51,9 @@ struct World {
     double client_rate = 1e6; // bytes per second that one client writes when nobody holds it
     double others = 0;        // bytes per second that nobody rules
     double noise = 0;         // of the standby's rate: it stalls for a while now and then
+    double dense = 0;         // bytes per second, of records that are small and take long to replay:
+    double dense_cost = 30;   // so many times as long as others of their size
+    std::deque<std::pair<double, double>> dense_wal; // end of what was written in a step, share that is dense
     std::mt19937 random{7};
 
     int64_t now_us = 1000000000;
@@ -123,6 +126,25 @@ struct World {
         }
     }
 
+    // `bytes` of ordinary WAL, or what takes as long.
+    void Replay(Standby *standby, double limit, double bytes)
+    {
+        auto at = std::upper_bound(dense_wal.begin(), dense_wal.end(), standby->replayed,
+                                   [](double p, const auto &entry) { return p < entry.first; });
+        while (bytes > 0 && standby->replayed < limit) {
+            const bool listed_here = at != dense_wal.end();
+            const double cost = listed_here ? 1 + at->second * (dense_cost - 1) : 1;
+            const double end = listed_here ? std::min(at->first, limit) : limit;
+            const double done = std::min(bytes / cost, end - standby->replayed);
+            standby->replayed += done;
+            bytes -= done * cost;
+            if (listed_here && standby->replayed >= at->first)
+                ++at;
+            else if (done < end - standby->replayed || done <= 0)
+                break;
+        }
+    }
+
     void StepStandby(Standby *standby, double seconds)
     {
         if (standby->paused || !standby->connected || now_us < stalled_until_us)
@@ -134,7 +156,7 @@ struct World {
                                               [](int64_t t, const auto &entry) { return t < entry.second; });
             limit = end == clock.begin() ? standby->replayed : std::max(standby->replayed, (end - 1)->first);
         }
-        standby->replayed = std::min(limit, standby->replayed + standby->capacity * seconds);
+        Replay(standby, limit, standby->capacity * seconds);
         if (static_cast<double>(now_us - standby->reported_us) / 1e6 >= standby->report_s) {
             standby->reported = standby->replayed;
             standby->reported_us = now_us;
@@ -176,6 +198,11 @@ struct World {
         for (Client &client : clients)
             StepClient(&client, kStep);
         wal += others * kStep;
+        if (dense > 0 || !dense_wal.empty()) {
+            const double before = clock.empty() ? 0 : clock.back().first;
+            wal += dense * kStep;
+            dense_wal.emplace_back(wal, wal > before ? dense * kStep / (wal - before) : 0);
+        }
         clock.emplace_back(wal, now_us);
         double oldest = wal;
         for (Standby &standby : standbys) {
