@@ -6,6 +6,7 @@ use warnings;
 use Cwd ();
 use File::Basename ();
 use Http;
+use IPC::Run ();
 use JSON::PP ();
 use PgWeir;
 use PostgreSQL::Test::Cluster;
@@ -40,6 +41,38 @@ sub promql_errors
 	append_to_file($file, JSON::PP::encode_json(
 		{ groups => [ { name => 'g', rules => [ map { { record => "r$_", expr => $expressions[$_] } } 0 .. $#expressions ] } ] }));
 	return promtool_run('check', 'rules', $file);
+}
+
+# ---- the exposition format, by a parser that is not ours
+
+my $read = <<'PYTHON';
+import sys
+from prometheus_client.parser import text_string_to_metric_families
+families = list(text_string_to_metric_families(sys.stdin.read()))
+samples = [s for f in families for s in f.samples]
+print(len(families), len(samples), sum(f.type == 'histogram' for f in families), len({(s.name, tuple(sorted(s.labels.items()))) for s in samples}))
+PYTHON
+
+# What the parser found in a text: families, samples, histograms, different samples; or what it said.
+sub parsed
+{
+	my ($metrics) = @_;
+	my ($out, $err) = ('', '');
+	IPC::Run::run([ '/usr/bin/python3', '-c', $read ], '<', \$metrics, '>', \$out, '2>', \$err) or return $err;
+	return split ' ', $out;
+}
+
+SKIP:
+{
+	skip 'python3-prometheus-client is not installed', 4 if system('/usr/bin/python3 -c "import prometheus_client.parser" 2>/dev/null') != 0;
+	my $port = PostgreSQL::Test::Cluster::get_free_port();
+	reconfigure($admin, 'weir.http_port' => $port);
+	http_serves($port);
+	my ($families, $samples, $histograms, $different) = parsed(http_get($port, '/metrics')->{body});
+	is($families, scalar keys %type, 'the Python client library reads as many metrics as there are');
+	cmp_ok($histograms, '>', 5, 'histograms among them');
+	is($different, $samples, "no two of the $samples samples are of one name and labels");
+	like(join(' ', parsed("pg_weir_x{a=\"b} 1\n")), qr/Error/, 'it does see mistakes');
 }
 
 # ---- alerts

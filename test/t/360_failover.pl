@@ -24,6 +24,7 @@ my $old = gated_node(
 	'max_connections' => 120,
 	'log_statement' => 'none',
 	'wal_keep_size' => '256MB',
+	'weir.max_replica_lag' => '1min',
 	'max_worker_processes' => 16);
 my $admin = admin_of($old);
 Faults::make_tables($admin, coalesced => 1);
@@ -53,6 +54,8 @@ kill 'KILL', $walsender;
 my $new_admin = admin_of($new);
 my $launcher = q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'pg_weir launcher'};
 my $launcher_pid = $new_admin->value($launcher);
+my $throttle = q{SELECT concat_ws(' ', state, standbys, (SELECT code FROM weir.check_throttle('job'))) FROM weir.stat_throttle};
+is($new_admin->value($throttle), 'off 0 standby', 'a standby throttles nobody, and jobs are to write elsewhere');
 $new_admin->query('SELECT pg_promote()');
 my $promoted = Time::HiRes::time();
 
@@ -71,6 +74,8 @@ goes_on('the gate admits', 'SELECT admitted > 20 AND waiting > 0 FROM weir.stat_
 goes_on('no more at once than may', q{SELECT count(*) >= 2 FROM weir.activity WHERE state = 'active'});
 goes_on("$_: batches", "SELECT sum(requests) > 10 FROM weir.stat_coalesce WHERE relation = '$_'::regclass") foreach qw(faults_rows faults_counters);
 goes_on('the lag view knows that it follows nobody', q{SELECT count(*) = 0 FROM weir.stat_replica WHERE kind = 'self'});
+goes_on('the throttle is ready', q{SELECT state = 'idle' FROM weir.stat_throttle});
+is($new_admin->value($throttle), 'idle 0 unknown', 'jobs wait until it is known who follows the new primary');
 is($new_admin->value($launcher), $launcher_pid, 'nothing was started anew for that');
 $clients->progress(500);
 $clients->is_right('after the failover');
@@ -97,6 +102,8 @@ is($old_admin->value(q{SELECT count(*) FROM markers}), 0, 'without what only it 
 $new_admin->query($_) foreach q{ALTER SYSTEM SET synchronous_standby_names = '*'}, 'SELECT pg_reload_conf()';
 poll_until('it is the synchronous one',
 	sub { $new_admin->value("SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync' AND state = 'streaming'") == 1 });
+poll_until('it counts for the throttle', sub { $new_admin->value($throttle) eq 'idle 1 ok' });
+is($old_admin->value($throttle), 'off 0 standby', 'the old primary throttles nobody any more');
 $clients->progress(300);
 $clients->is_right('with the old primary as standby');
 my $rows = $new_admin->value('SELECT count(*) FROM faults_rows');
