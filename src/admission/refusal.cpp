@@ -1,5 +1,6 @@
 #include "admission/refusal.hpp"
 
+#include "admission/retry_delay.hpp"
 #include "pg/shared.hpp"
 
 extern "C" {
@@ -42,20 +43,17 @@ void DetailOfLimit(const GateClass &c)
 
 constexpr double kLongestRetry = 60;
 
-double Jittered(uint32_t ahead, double rate, double longest)
+double Drawn(uint32_t ahead, double rate, double longest_s)
 {
-    constexpr double kShortest = 0.1;
-    const double expected = rate > 0 ? (ahead + 1) / rate : 1;
-    const double jittered = expected * (0.5 + pg_prng_double(&pg_global_prng_state));
-    return Max(Min(jittered, longest), kShortest);
+    return RetryDelay(ahead, rate, longest_s, pg_prng_double(&pg_global_prng_state));
 }
 
 double StartupRetrySeconds()
 {
     // By then whoever waits now has been served, or has given up.
     const int32_t timeout_ms = startup_gate.QueueTimeoutMs(kDefaultClass);
-    return Jittered(startup_gate.Waiting(), shared->startups.pace.queue_rate,
-                    timeout_ms > 0 ? Min(timeout_ms / 1000.0, kLongestRetry) : kLongestRetry);
+    return Drawn(startup_gate.Waiting(), shared->startups.pace.queue_rate,
+                 timeout_ms > 0 ? Min(timeout_ms / 1000.0, kLongestRetry) : kLongestRetry);
 }
 
 void DetailOfStartup(const GateClass &c)
@@ -86,7 +84,7 @@ void DetailOfStartup(const GateClass &c)
 
 double RetryDelaySeconds(uint32_t ahead)
 {
-    return Jittered(ahead, AdmittedPerSecond(), kLongestRetry);
+    return Drawn(ahead, AdmittedPerSecond(), kLongestRetry);
 }
 
 void RefuseTimedOut(uint32_t class_id, int64_t waited_us)
