@@ -29,7 +29,7 @@ my $node = gated_node(
 my ($admin, $locker) = map { admin_of($node) } 1, 2;
 $admin->query($_)
   foreach q{SET password_encryption = 'md5'}, q{CREATE ROLE by_md5 LOGIN PASSWORD 'right'},
-  q{SET password_encryption = 'scram-sha-256'}, q{CREATE ROLE by_scram LOGIN PASSWORD 'right'}, 'CREATE ROLE by_trust LOGIN';
+  q{SET password_encryption = 'scram-sha-256'}, q{CREATE ROLE by_scram LOGIN PASSWORD 'right'}, 'CREATE ROLE by_trust LOGIN', 'CREATE ROLE copyist LOGIN REPLICATION';
 
 my $have_tls = !system('openssl req -new -x509 -nodes -days 2 -subj /CN=127.0.0.1 -keyout '
 	  . $node->data_dir . '/server.key -out ' . $node->data_dir . '/server.crt >/dev/null 2>&1');
@@ -42,7 +42,7 @@ my $hba = $node->data_dir . '/pg_hba.conf';
 my $trust = slurp_file($hba);
 unlink $hba;
 append_to_file($hba,
-	"host all by_trust 127.0.0.1/32 trust\nhost all by_md5 127.0.0.1/32 md5\nhost all by_scram 127.0.0.1/32 scram-sha-256\n$trust");
+	"host all by_trust 127.0.0.0/8 trust\nhost all by_md5 127.0.0.0/8 md5\nhost all by_scram 127.0.0.0/8 scram-sha-256\n$trust");
 reconfigure($admin, 'weir.startup_timeout' => '60s');
 
 # ---- each method of authentication, without and with TLS
@@ -57,10 +57,8 @@ sub leaves
 	my $relay = Relay->new($node);
 	my ($leaver) = queue_startups($node, $admin, 1, $method->(relay => $relay));
 	my $before = lost();
-	my $began = Time::HiRes::time();
 	$relay->end($how);
-	poll_until('it has left', sub { startups_waiting($admin) == 0 });
-	cmp_ok(Time::HiRes::time() - $began, '<', 1, "$how: its place is free within a second");
+	happens_within(1, "$how: its place is free", sub { startups_waiting($admin) == 0 });
 	return is(lost(), $before + 1, "$how: counted as client_gone");
 }
 
@@ -119,6 +117,108 @@ if ($have_tls)
 	my $session = PgWeir::Session->new($node, user => 'by_scram', password => 'right', socket => tls_socket($node->port));
 	is($session->value('SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()'), 't', 'and that was TLS');
 	$session->close;
+}
+
+# ---- authentication that takes long
+
+# authentication_timeout goes on meanwhile. What is left of it is less than weir.startup_timeout, and ours ends first.
+{
+	my %who = (user => 'by_scram', password => 'right', tcp => 1, async => 1);
+	reconfigure($admin, 'authentication_timeout' => '3s');
+	my $free = occupy_startup($node, $admin, $locker);
+	my $log = -s $node->logfile;
+	my $began = Time::HiRes::time();
+	my $slow = app_of($node, %who);
+	poll_until('the client takes its time', sub { Time::HiRes::time() - $began > 1.5 });    # it reads no question, and so answers none
+	my $answer = $slow->answer;
+	is_refused($answer, qr/Connections that start: 1/, 'a slow client');
+	cmp_ok(Time::HiRes::time() - $began, '<', 3, 'and before authentication_timeout');
+	unlike(slurp_file($node->logfile, $log), qr/canceling authentication due to timeout/, 'which did not come');
+	reconfigure($admin, 'authentication_timeout' => '120s');
+	$free->();
+	no_startups_left($admin, 'slow authentication');
+}
+
+# ---- classes by address
+
+{
+	reconfigure($admin,
+		'weir.max_startups' => 0,
+		'weir.classes' => 'net: weight=1; here: startup_rate=1 startup_burst=1; other: weight=1',
+		'weir.class_map' => 'address=127.1.0.0/16 => other; address=127.0.0.0/8 => net; address=local => here');
+	my @in = map { app_of($node, user => 'by_trust', tcp => 1) } 1 .. 3;
+	is(startup_value($admin, 'admitted', 'net'), 3, 'who comes from a network of weir.class_map has its class');
+	is(startup_value($admin, 'admitted', 'other'), 0, 'and no other');
+	push @in, app_of($node);
+	my ($late) = queue_startups($node, $admin, 1);
+	is(startup_value($admin, 'waiting', 'here'), 1, 'the rate of one class holds up who is of that class');
+	push @in, app_of($node, user => 'by_trust', tcp => 1);
+	is($late->answer->{code}, '', 'for a while');
+	$_->close foreach @in, $late;
+	reconfigure($admin, 'weir.classes' => '', 'weir.class_map' => '');
+	no_startups_left($admin, 'classes by address');
+}
+
+# ---- a loop of wrong passwords
+
+# Each of these sends the next guess when it has heard of the last. Returns the seconds it took.
+sub guess
+{
+	my ($from, $guesses, $at_once) = @_;
+	my ($began, $heard) = (Time::HiRes::time(), 0);
+	my $new = sub {
+		return app_of($node, user => 'by_md5', password => 'wrong', async => 1,
+			socket => IO::Socket::INET->new(PeerAddr => '127.0.0.1:' . $node->port, LocalAddr => $from) // die "connect: $!");
+	};
+	my @guessers = map { $new->() } 1 .. $at_once;
+	poll_until(
+		"$guesses wrong passwords",
+		sub {
+			foreach my $guesser (@guessers)
+			{
+				next unless $guesser->answered;
+				is($guesser->answer->{code}, '28P01', "a wrong password from $from");
+				$guesser = ++$heard + @guessers <= $guesses ? $new->() : $guesser;
+			}
+			return $heard >= $guesses;
+		});
+	return Time::HiRes::time() - $began;
+}
+
+# A test: who knows the password comes in at once.
+sub comes_in
+{
+	my ($name, %options) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	my $session = app_of($node, async => 1, %options);
+	my $answer = $session->answer($PgWeir::at_once_s);
+	$session->close;
+	return is($answer ? $answer->{code} : 'no answer', '', $name);
+}
+
+{
+	my %knows = (user => 'by_md5', password => 'right', tcp => 1);
+	$admin->query('SELECT weir.reset()');
+	reconfigure($admin, 'weir.failed_login_rate' => 4);
+	cmp_ok(guess('127.0.0.1', 12, 2), '>', 1.5, 'a second more for each four guesses from one address');
+	my @held = map { app_of($node, user => 'by_md5', password => 'wrong', tcp => 1, async => 1) } 1 .. 3;
+	poll_until('three are held', sub { $_->answered foreach @held; $admin->value(q{SELECT count(*) FROM weir.activity WHERE state = 'held'}) > 0 });
+	comes_in('the right password from the same address, meanwhile', %knows);
+	comes_in('another role from the same address', user => 'by_trust', tcp => 1);
+	cmp_ok(guess('127.0.0.2', 1, 1), '<', $PgWeir::at_once_s, 'another address has a rate of its own');
+	is(join(' ', map { $_->answer->{code} } @held), '28P01 28P01 28P01', 'all are answered');
+	is(startup_value($admin, 'admitted', 'failed_login'), 16, 'they count as failed logins');
+	is(startup_value($admin, 'admitted'), 2, 'and only the others as logins');
+	cmp_ok(startup_value($admin, 'held', 'failed_login'), '>=', 8, 'held ones are counted');
+
+	# As a class it may have a limit of its own. This one lets two through, and then one in a second.
+	reconfigure($admin, 'weir.failed_login_rate' => 0, 'weir.classes' => 'failed_login: startup_rate=1 startup_burst=2');
+	app_of($node, user => 'by_md5', password => 'wrong', tcp => 1, async => 1)->answer foreach 1 .. 2;
+	my ($late) = queue_startups($node, $admin, 1, user => 'by_md5', password => 'wrong', tcp => 1);
+	comes_in('the right password does not wait for the class failed_login', %knows);
+	is($late->answer->{code}, '28P01', 'a wrong one does');
+	reconfigure($admin, 'weir.classes' => '', 'weir.max_startups' => 1);
+	no_startups_left($admin, 'wrong passwords in a loop');
 }
 
 # ---- absurd startup packets
@@ -225,10 +325,13 @@ no_startups_left($admin, 'in the end');
 		poll_until('it waits or is refused', sub { $waiters[-1]->answered || startups_waiting($admin) == @waiters });
 	}
 	is_refused((pop @waiters)->answer, qr/nearly all of max_connections \(60\) is taken/, 'no place left');
-	my $walsender = PgWeir::Session->new($node, user => scalar getpwuid($>), replication => 1, async => 1)->answer($PgWeir::at_once_s);
-	is($walsender->{code}, '', 'a replication connection comes in all the same');
-	my $logical = PgWeir::Session->new($node, user => scalar getpwuid($>), replication => 'database', async => 1)->answer($PgWeir::at_once_s);
-	is($logical->{code}, '', 'so does one that is logical');
+	foreach my $kind (1, 'database')
+	{
+		my $walsender = app_of($node, user => 'copyist', replication => $kind, async => 1);
+		my $answer = $walsender->answer($PgWeir::at_once_s) // { code => 'none' };
+		is($answer->{code}, '', "replication=$kind: a walsender comes in all the same");
+		like($walsender->value('IDENTIFY_SYSTEM'), qr/^\d+$/, 'and works') if $answer->{code} eq '';
+	}
 	my $reserved = $admin->value('SHOW superuser_reserved_connections');
 	my @supers = map { admin_of($node, async => 1) } 1 .. $reserved;
 	is(join(' ', map { my $answer = $_->answer($PgWeir::at_once_s); $answer ? $answer->{status} : 'none' } @supers),

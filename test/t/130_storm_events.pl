@@ -1,7 +1,5 @@
-# What may happen while connections wait for their startup: a standby is promoted, settings change, the server is shut
-# down. Nobody is lost who need not be, and nothing is left.
-#
-# Crash restart is in 100_connections.pl.
+# What may happen while connections wait for their startup: a standby is promoted, settings change, a backend is killed, the
+# server is shut down. Nobody is lost who need not be, and nothing is left. And that who waits holds no snapshot.
 
 use strict;
 use warnings;
@@ -18,7 +16,9 @@ my $node = gated_node(
 	node => { allows_streaming => 1 },
 	'weir.max_startups' => 1,
 	'weir.max_active' => 0,
-	'max_connections' => 150,
+	'max_connections' => 560,
+	'weir.startup_queue_size' => 520,
+	'restart_after_crash' => 'on',
 	'weir.startup_timeout' => '60s',
 	'authentication_timeout' => '120s');
 my ($admin, $locker) = map { admin_of($node) } 1, 2;
@@ -115,6 +115,7 @@ sub all_served
 $node->backup('base');
 my $standby = PostgreSQL::Test::Cluster->new('storm_standby');
 $standby->init_from_backup($node, 'base', has_streaming => 1);
+$standby->append_conf('postgresql.conf', "hot_standby_feedback = on\nwal_receiver_status_interval = 1s");
 $standby->start;
 my ($standby_admin, $spare) = map { admin_of($standby) } 1, 2;
 poll_until('the launcher has set the limit', sub { $standby_admin->value('SELECT max_startups FROM weir.startup_limit') eq '1' });
@@ -144,6 +145,22 @@ sub start_on_standby
 	$locker->query('ROLLBACK');
 	all_served('the lock is gone in recovery', $holder, @waiters);
 	no_startups_left($standby_admin, 'in recovery');
+}
+
+# Who waits holds no snapshot. On a standby one would hold back the primary's vacuum.
+{
+	reconfigure($standby_admin, 'weir.max_startups' => 0, 'weir.startup_rate' => 1, 'weir.startup_burst' => 1);
+	my $first = app_of($standby);
+	my @waiters = queue_startups($standby, $standby_admin, 20);
+	$admin->query('CREATE TABLE IF NOT EXISTS consumed (i int)');
+	my $xid = $admin->value('INSERT INTO consumed VALUES (1) RETURNING txid_current()');
+	poll_until('the xmin of the standby goes on, or all are served',
+		sub { $waiters[-1]->answered || $admin->value("SELECT backend_xmin::text::bigint > $xid FROM pg_stat_replication") eq 't' });
+	is($waiters[-1]->answered, '', 'hot_standby_feedback: who waits does not hold back the xmin');
+	reconfigure($standby_admin, 'weir.startup_rate' => 0, 'weir.max_startups' => 1);
+	all_served('after that', @waiters);
+	$first->close;
+	no_startups_left($standby_admin, 'feedback');
 }
 
 {
@@ -180,6 +197,21 @@ sub start_on_standby
 }
 no_warnings($standby, 'no warning in the log of the standby');
 $standby->stop;
+
+# ---- a backend is killed while five hundred wait
+
+{
+	my $free = occupy_startup($node, $admin, $locker);
+	my @waiters = map { app_of($node, async => 1) } 1 .. 500;
+	poll_until('500 wait', sub { startups_waiting($admin) == 500 });
+	kill 'KILL', $admin->value(q{SELECT pid FROM weir.activity WHERE state = 'starting'});
+	poll_until('all are disconnected', sub { $admin->answered; !$admin->connected });
+	poll_until('the server comes back', sub { $admin = eval { admin_of($node) } });
+	no_startups_left($admin, 'crash restart');
+	is(scalar(grep { my $answer = $_->answer; $answer && $answer->{closed} } @waiters), 500, 'all who waited were disconnected');
+	is(app_of($node)->value('SELECT 1'), 1, 'and everybody may come');
+	$locker = admin_of($node);
+}
 
 # ---- shutdown
 

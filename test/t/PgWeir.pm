@@ -13,7 +13,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes ();
 
-our @EXPORT = qw(gated_node admin_of app_of reconfigure admission poll_until wait_for_waiting waits_long_enough
+our @EXPORT = qw(gated_node admin_of app_of reconfigure admission poll_until happens_within wait_for_waiting waits_long_enough
   answers_at_once waits_for_slot is_refused nothing_left startup_value startups_waiting wait_for_startups
   occupy_startup queue_startups no_startups_left
   skip_without_coalescing opt_in is_coalesced coalesced_requests no_warnings);
@@ -112,6 +112,15 @@ sub poll_until
 		Time::HiRes::usleep(5_000);
 	}
 	return Time::HiRes::time() - $began;
+}
+
+# A test: $condition becomes true within so many seconds. Looks on up to the usual deadline: what follows may need it.
+sub happens_within
+{
+	my ($seconds, $name, $condition) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	my $took_s = poll_until($name, $condition);
+	return ok($took_s < $seconds, "$name within $seconds s") || diag(sprintf('it took %.2f s', $took_s));
 }
 
 sub wait_for_waiting
