@@ -200,6 +200,8 @@ struct World {
         wal += others * kStep;
         if (dense > 0 || !dense_wal.empty()) {
             const double before = clock.empty() ? 0 : clock.back().first;
+            if (dense_wal.empty())
+                dense_wal.emplace_back(before, 0);
             wal += dense * kStep;
             dense_wal.emplace_back(wal, wal > before ? dense * kStep / (wal - before) : 0);
         }
