@@ -21,7 +21,7 @@
 #include <vector>
 
 #include <libpq-fe.h>
-#include <poll.h>
+#include <sys/epoll.h>
 
 namespace
 {
@@ -72,33 +72,42 @@ Clock::time_point SeeReplayed(PGconn *standby, const std::string &lsn, std::vect
     }
 }
 
-// When each client was answered.
-std::vector<Clock::time_point> Answers(const std::vector<PGconn *> &waiting)
+// When each client was answered: when something came for it. It is read when all have been, so that we take
+// little of the processors that they need.
+std::vector<Clock::time_point> Answers(const std::vector<PGconn *> &waiting, int watched)
 {
     std::vector<Clock::time_point> when(waiting.size());
-    std::vector<pollfd> sockets;
-    for (PGconn *connection : waiting)
-        sockets.push_back({PQsocket(connection), POLLIN, 0});
+    for (size_t i = 0; i < waiting.size(); i++) {
+        epoll_event event = {EPOLLIN | EPOLLONESHOT, {}};
+        event.data.u64 = i;
+        epoll_ctl(watched, EPOLL_CTL_MOD, PQsocket(waiting[i]), &event);
+    }
+    epoll_event events[64];
     for (size_t left = waiting.size(); left > 0;) {
-        poll(sockets.data(), sockets.size(), -1);
+        const int count = epoll_wait(watched, events, 64, -1);
         const Clock::time_point now = Clock::now();
-        for (size_t i = 0; i < sockets.size(); i++) {
-            if (sockets[i].fd < 0 || sockets[i].revents == 0)
-                continue;
-            PQconsumeInput(waiting[i]);
-            if (PQisBusy(waiting[i]))
-                continue;
-            PGresult *result = PQgetResult(waiting[i]);
-            if (PQresultStatus(result) != PGRES_COMMAND_OK)
-                Die("wait_for_lsn", waiting[i]);
-            PQclear(result);
-            PQclear(PQgetResult(waiting[i]));
-            when[i] = now;
-            sockets[i].fd = -1;
-            left--;
-        }
+        for (int i = 0; i < count; i++, left--)
+            when[events[i].data.u64] = now;
+    }
+    for (PGconn *connection : waiting) {
+        PGresult *result = PQgetResult(connection);
+        if (PQresultStatus(result) != PGRES_COMMAND_OK)
+            Die("wait_for_lsn", connection);
+        PQclear(result);
+        PQclear(PQgetResult(connection));
     }
     return when;
+}
+
+// All of these sockets; Answers() says when to look at them.
+int Watch(const std::vector<PGconn *> &waiting)
+{
+    const int watched = epoll_create1(0);
+    for (PGconn *connection : waiting) {
+        epoll_event none = {};
+        epoll_ctl(watched, EPOLL_CTL_ADD, PQsocket(connection), &none);
+    }
+    return watched;
 }
 
 void ReadOption(const char *argument)
@@ -126,6 +135,7 @@ int main(int argc, char **argv)
     std::vector<PGconn *> waiting;
     while (waiting.size() < static_cast<size_t>(clients))
         waiting.push_back(Connect("STANDBY"));
+    const int watched = Watch(waiting);
     std::vector<double> latencies, asked;
     for (int round = 0; round < rounds; round++) {
         const std::string lsn = Ask(primary, "SELECT pg_current_wal_insert_lsn() + 8");
@@ -138,7 +148,7 @@ int main(int argc, char **argv)
         Clock::time_point replayed;
         std::thread observer([&] { replayed = SeeReplayed(asking, lsn, &asked); });
         std::vector<Clock::time_point> answered;
-        std::thread collector([&] { answered = Answers(waiting); });
+        std::thread collector([&] { answered = Answers(waiting, watched); });
         Ask(primary, "SELECT pg_logical_emit_message(true, 'waiters', 'x')");
         collector.join();
         observer.join();
