@@ -14,6 +14,7 @@ extern "C" {
 #include "portability/instr_time.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
+#include "postmaster/walwriter.h"
 #include "replication/slot.h"
 #include "replication/walreceiver.h"
 #include "storage/ipc.h"
@@ -208,18 +209,21 @@ Receiver ReadReceiver(OwnRow *own)
     return r;
 }
 
-// How long a sender with the same weir.heartbeat_interval as ours is silent at most.
-int64_t SilenceBoundUs()
+// Of a sender with the same weir.heartbeat_interval as ours. The WAL writer flushes a beat, and it then must
+// come here.
+SilenceBounds BoundsOfSilence()
 {
-    return settings.heartbeat_interval_ms == 0 ? kNoBeats
-                                               : settings.heartbeat_interval_ms * INT64CONST(1500) + 500000;
+    const int64_t beat = settings.heartbeat_interval_ms * INT64CONST(1000);
+    return {beat, WalWriterDelay * INT64CONST(1000) + 2 * kJitterUs,
+            beat == 0 ? kNoBeats : beat + beat / 2 + 500000,
+            settings.lag_sample_interval_ms * INT64CONST(1000) + kJitterUs};
 }
 
 void ListenToSender(OwnRow *own, const Receiver &r, int64_t now)
 {
     SamplerMemory &memory = shared->replicas.memory;
     const int64_t sent_before = memory.silence.sent_us;
-    memory.silence.Note(r.pid, r.end, r.sent_us, r.received_us, SilenceBoundUs(), now);
+    memory.silence.Note(r.pid, r.end, r.sent_us, r.received_us, BoundsOfSilence().bound_us, now);
     if (memory.silence.sent_us != sent_before)
         memory.skew.Note(r.received_us - r.sent_us, now);
     own->message_us = memory.silence.heard_us;
@@ -236,9 +240,9 @@ void ListenToSender(OwnRow *own, const Receiver &r, int64_t now)
 void SetOwnLags(OwnRow *own, int64_t now)
 {
     const SamplerMemory &memory = shared->replicas.memory;
-    const int64_t bound = SilenceBoundUs();
-    int64_t silence =
-        memory.silence.LagUs(bound, settings.lag_sample_interval_ms * INT64CONST(1000) + kJitterUs, now);
+    const SilenceBounds bounds = BoundsOfSilence();
+    const int64_t bound = bounds.bound_us;
+    int64_t silence = memory.silence.LagUs(bounds, now);
     // Nothing was ever heard: since the start, at least.
     if (own->message_us == 0 && memory.silence.IsDeaf(bound, now))
         silence = now - shared->replicas.role_since_us.load();

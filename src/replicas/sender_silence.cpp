@@ -1,5 +1,7 @@
 #include "replicas/sender_silence.hpp"
 
+#include <algorithm>
+
 #include "pure_only.hpp"
 
 namespace weir
@@ -64,19 +66,20 @@ bool SenderSilence::IsDeaf(int64_t bound_us, int64_t now_us) const noexcept
     return receiver == 0 || (!heard && now_us - connected_us <= bound_us);
 }
 
-int64_t SenderSilence::LagUs(int64_t bound_us, int64_t slack_us, int64_t now_us) const noexcept
+int64_t SenderSilence::LagUs(const SilenceBounds &bounds, int64_t now_us) const noexcept
 {
     const int64_t silence = now_us - heard_us;
     if (heard_us == 0 || silence <= 0)
         return 0;
-    if (IsDeaf(bound_us, now_us))
+    if (IsDeaf(bounds.bound_us, now_us))
         return silence;
-    if (!heard || beats < kBeatsHeard || beatless || bound_us >= kNoBeats)
+    if (!heard || beats < kBeatsHeard || beatless || bounds.bound_us >= kNoBeats)
         return 0;
-    int64_t usual = usual_us > usual_before_us ? usual_us : usual_before_us;
-    if (usual > bound_us)
-        usual = bound_us;
-    return silence > usual + slack_us ? silence - usual : 0;
+    const int64_t usual = std::min(std::max(usual_us, usual_before_us), bounds.bound_us);
+    if (silence <= usual + bounds.slack_us)
+        return 0;
+    const bool late = silence > bounds.beat_us + bounds.late_us;
+    return late ? silence - usual : std::min(silence - usual, bounds.beat_us);
 }
 
 void SenderSilence::Shift(int64_t step_us) noexcept

@@ -5,7 +5,8 @@
 // A sender that writes a heartbeat is never silent for longer than its interval, and one that is busy not
 // even for that. So a silence that is longer than those of the last seconds is a connection or a server that
 // is cut off, long before wal_receiver_timeout says so: what is longer than usual is the age of what should
-// have come by then. (Or the sender was busy and is idle now: until its next beat we cannot know.)
+// have come by then. Or the sender was busy and is idle now: until its next beat is late we cannot know, and
+// say no more than a beat's interval. A load balancer that asks for no more does not turn readers away then.
 //
 // A sender without heartbeats (it has not loaded pg_weir, or heartbeats are off there) may be silent for half
 // a minute and have nothing to say. They are told apart by how it speaks: beats are new WAL, several times in
@@ -21,6 +22,13 @@ namespace weir
 {
 
 constexpr int64_t kNoBeats = INT64_C(1) << 60; // a bound: silence never means anything
+
+struct SilenceBounds {
+    int64_t beat_us;  // from one heartbeat to the next
+    int64_t late_us;  // so much later one may come, and mean nothing
+    int64_t bound_us; // how long a beating sender is silent at most; kNoBeats
+    int64_t slack_us; // silences are seen at samples, and so may be longer by that
+};
 
 struct SenderSilence {
     int64_t heard_us; // the last message, by our clock; 0: none since the start
@@ -43,9 +51,8 @@ struct SenderSilence {
     // Nothing is known of the sender: not connected, or so lately that it had no time to say anything.
     bool IsDeaf(int64_t bound_us, int64_t now_us) const noexcept;
 
-    // How much of the lag is silence: 0 if there is none, or it means nothing. `slack_us`: silences are seen
-    // at samples, and so may be longer by that.
-    int64_t LagUs(int64_t bound_us, int64_t slack_us, int64_t now_us) const noexcept;
+    // How much of the lag is silence: 0 if there is none, or it means nothing.
+    int64_t LagUs(const SilenceBounds &bounds, int64_t now_us) const noexcept;
 
     void Shift(int64_t step_us) noexcept; // our clock was set
 

@@ -151,6 +151,7 @@ sub set_heartbeat
 	foreach my $node ($p, $s1)
 	{
 		$node->query("ALTER SYSTEM SET weir.heartbeat_interval = '$interval'");
+		$node->query("ALTER SYSTEM SET wal_writer_delay = '10ms'");    # how late a beat may be
 		$node->query('SELECT pg_reload_conf()');
 	}
 	return;

@@ -310,6 +310,8 @@ TEST(LagWindows, AFullBucketStaysFull)
 
 constexpr int64_t kBound = 2 * kSecond;
 constexpr int64_t kSlack = 150 * kMs;
+constexpr int64_t kLate = 300 * kMs;
+constexpr SilenceBounds kBounds = {kSecond, kLate, kBound, kSlack};
 
 void Look(SenderSilence *silence, int64_t now)
 {
@@ -335,13 +337,13 @@ TEST(SenderSilence, OfASenderThatBeatsIsLag)
     int64_t now;
     SenderSilence silence = Heard(10, &now);
     Look(&silence, now + kSecond);
-    EXPECT_EQ(0, silence.LagUs(kBound, kSlack, now + kSecond));
+    EXPECT_EQ(0, silence.LagUs(kBounds, now + kSecond));
     Look(&silence, now + 3 * kSecond);
-    EXPECT_NEAR(2.0 * kSecond, static_cast<double>(silence.LagUs(kBound, kSlack, now + 3 * kSecond)), kSlack)
+    EXPECT_NEAR(2.0 * kSecond, static_cast<double>(silence.LagUs(kBounds, now + 3 * kSecond)), kSlack)
         << "since the beat that did not come";
     // It is heard again.
     silence.Note(7, 10000, now + 4 * kSecond - 1, now + 4 * kSecond, kBound, now + 4 * kSecond);
-    EXPECT_EQ(0, silence.LagUs(kBound, kSlack, now + 4 * kSecond));
+    EXPECT_EQ(0, silence.LagUs(kBounds, now + 4 * kSecond));
 }
 
 // A sample each 100 ms of a sender that says something each `gap`, for `seconds`.
@@ -362,23 +364,31 @@ TEST(SenderSilence, LongerThanUsualIsLag)
     const int64_t cut = silence.heard_us;
     for (; now < cut + kSecond; now += 100 * kMs) {
         Look(&silence, now);
-        const int64_t lag = silence.LagUs(kBound, kSlack, now);
+        const int64_t lag = silence.LagUs(kBounds, now);
         if (now - cut > kSlack + 10 * kMs) {
             EXPECT_NEAR(static_cast<double>(now - cut), static_cast<double>(lag), 10.0 * kMs);
         }
     }
+    // Before a beat is late it may only have become idle.
+    for (; now < cut + kSecond + kLate; now += 100 * kMs) {
+        Look(&silence, now);
+        EXPECT_LE(silence.LagUs(kBounds, now), kSecond);
+    }
+    now = cut + kSecond + kLate + 1;
+    Look(&silence, now);
+    EXPECT_GT(silence.LagUs(kBounds, now), kSecond + kLate - kSlack);
     // It was only idle: its beats come each second. For some seconds that is remembered.
     Listen(&silence, kSecond, 2, &now);
     for (int i = 0; i < 100; i++) {
         Listen(&silence, kSecond, 1, &now);
         for (int64_t later = 0; later < kSecond; later += 100 * kMs)
-            EXPECT_EQ(0, silence.LagUs(kBound, kSlack, silence.heard_us + later));
+            EXPECT_EQ(0, silence.LagUs(kBounds, silence.heard_us + later));
     }
     // And a cut then: what is missing is the next beat.
-    EXPECT_NEAR(4.0 * kSecond,
-                static_cast<double>(silence.LagUs(kBound, kSlack, silence.heard_us + 5 * kSecond)),
+    EXPECT_NEAR(4.0 * kSecond, static_cast<double>(silence.LagUs(kBounds, silence.heard_us + 5 * kSecond)),
                 100.0 * kMs);
-    EXPECT_EQ(0, silence.LagUs(kNoBeats, kSlack, silence.heard_us + 5 * kSecond)) << "no beats are expected";
+    EXPECT_EQ(0, silence.LagUs({kSecond, kLate, kNoBeats, kSlack}, silence.heard_us + 5 * kSecond))
+        << "no beats are expected";
 }
 
 TEST(SenderSilence, OfALongCutIsNotTakenForUsual)
@@ -389,18 +399,18 @@ TEST(SenderSilence, OfALongCutIsNotTakenForUsual)
     for (int i = 0; i < 100; i++, now += 100 * kMs)
         Look(&silence, now);
     Listen(&silence, 10 * kMs, 2, &now);
-    EXPECT_GT(silence.LagUs(kBound, kSlack, now + kSecond), 900 * kMs);
+    EXPECT_GT(silence.LagUs(kBounds, now + kSecond), 900 * kMs);
 }
 
 TEST(SenderSilence, OfOneThatWasNotHeardToBeatIsNothing)
 {
     int64_t now;
     SenderSilence silence = Heard(2, &now);
-    EXPECT_EQ(0, silence.LagUs(kBound, kSlack, now + kMinute));
+    EXPECT_EQ(0, silence.LagUs(kBounds, now + kMinute));
     silence = Heard(3, &now);
-    EXPECT_EQ(0, silence.LagUs(kBound, kSlack, now + kMinute)) << "two beats after the first word";
+    EXPECT_EQ(0, silence.LagUs(kBounds, now + kMinute)) << "two beats after the first word";
     silence = Heard(4, &now);
-    EXPECT_EQ(kMinute - kBound, silence.LagUs(kBound, kSlack, now + kMinute));
+    EXPECT_EQ(kMinute - kBound, silence.LagUs(kBounds, now + kMinute));
 }
 
 TEST(SenderSilence, ThatEndsWithoutNewsIsOfASenderWithoutBeats)
@@ -408,15 +418,15 @@ TEST(SenderSilence, ThatEndsWithoutNewsIsOfASenderWithoutBeats)
     int64_t now;
     SenderSilence silence = Heard(10, &now); // it was busy
     now += 30 * kSecond;
-    EXPECT_GT(silence.LagUs(kBound, kSlack, now), 0);
+    EXPECT_GT(silence.LagUs(kBounds, now), 0);
     silence.Note(7, silence.end_lsn, now - 1, now, kBound, now);
-    EXPECT_EQ(0, silence.LagUs(kBound, kSlack, now + kMinute));
+    EXPECT_EQ(0, silence.LagUs(kBounds, now + kMinute));
     for (int i = 0; i < 10; i++, now += kSecond) // busy again
         silence.Note(7, silence.end_lsn + 40, now - 1, now, kBound, now);
-    EXPECT_EQ(0, silence.LagUs(kBound, kSlack, now + kMinute)) << "it is remembered on this connection";
+    EXPECT_EQ(0, silence.LagUs(kBounds, now + kMinute)) << "it is remembered on this connection";
     for (int i = 0; i < 10; i++, now += kSecond)
         silence.Note(8, silence.end_lsn + 40, now - 1, now, kBound, now);
-    EXPECT_GT(silence.LagUs(kBound, kSlack, now + kMinute), 0) << "not on the next";
+    EXPECT_GT(silence.LagUs(kBounds, now + kMinute), 0) << "not on the next";
 }
 
 TEST(SenderSilence, AfterACutItMustBeHeardToBeatAgain)
@@ -425,12 +435,12 @@ TEST(SenderSilence, AfterACutItMustBeHeardToBeatAgain)
     SenderSilence silence = Heard(10, &now);
     now += 30 * kSecond;
     silence.Note(7, silence.end_lsn + 40, now - 1, now, kBound, now);
-    EXPECT_EQ(0, silence.LagUs(kBound, kSlack, now + kMinute)) << "it may have had nothing to say until then";
+    EXPECT_EQ(0, silence.LagUs(kBounds, now + kMinute)) << "it may have had nothing to say until then";
     for (int i = 0; i < 3; i++) {
         now += kSecond;
         silence.Note(7, silence.end_lsn + 40, now - 1, now, kBound, now);
     }
-    EXPECT_GT(silence.LagUs(kBound, kSlack, now + kMinute), kMinute - kBound);
+    EXPECT_GT(silence.LagUs(kBounds, now + kMinute), kMinute - kBound);
 }
 
 TEST(SenderSilence, WithoutAConnectionIsLagAtOnce)
@@ -438,13 +448,13 @@ TEST(SenderSilence, WithoutAConnectionIsLagAtOnce)
     int64_t now;
     SenderSilence silence = Heard(10, &now);
     silence.Note(0, 0, 0, 0, kBound, now + 100 * kMs);
-    EXPECT_EQ(100 * kMs, silence.LagUs(kBound, kSlack, now + 100 * kMs));
+    EXPECT_EQ(100 * kMs, silence.LagUs(kBounds, now + 100 * kMs));
     EXPECT_TRUE(silence.IsDeaf(kBound, now + 100 * kMs));
     // Connected again, nothing said yet: the walreceiver has put its own time into both.
     now += 10 * kSecond;
     silence.Note(9, 0, now, now, kBound, now);
-    EXPECT_EQ(11 * kSecond, silence.LagUs(kBound, kSlack, now + kSecond));
-    EXPECT_EQ(0, silence.LagUs(kBound, kSlack, now + kBound + 1)) << "it has nothing to say";
+    EXPECT_EQ(11 * kSecond, silence.LagUs(kBounds, now + kSecond));
+    EXPECT_EQ(0, silence.LagUs(kBounds, now + kBound + 1)) << "it has nothing to say";
     EXPECT_FALSE(silence.IsDeaf(kBound, now + kBound + 1));
 }
 
@@ -452,7 +462,7 @@ TEST(SenderSilence, NothingEverHeardIsNoSilence)
 {
     SenderSilence silence = {};
     silence.Note(0, 0, 0, 0, kBound, kStart);
-    EXPECT_EQ(0, silence.LagUs(kBound, kSlack, kStart + kMinute));
+    EXPECT_EQ(0, silence.LagUs(kBounds, kStart + kMinute));
     EXPECT_TRUE(silence.IsDeaf(kBound, kStart + kMinute));
 }
 
