@@ -411,21 +411,31 @@ bool Attempt()
     return committed;
 }
 
+// The end that was asked for during a commit was for its wait for the standbys. The worker ends when all that
+// is queued is written.
+void PutOffEnd()
+{
+    if (asked_to_end)
+        ProcDiePending = 0;
+}
+
 void RunBatch()
 {
+    bool committed = false;
     PlanBatch();
     SetSynchronousCommit();
-    for (int i = 0; i < kAttempts; i++) {
+    for (int i = 0; i < kAttempts && !committed; i++) {
         batch.checks_unique = careful > 0;
-        if (Attempt()) {
-            careful -= careful > 0 ? 1 : 0;
-            EndBatch(VerdictOfCommit());
-            return;
-        }
+        committed = Attempt();
         if (AllLeftOut() || asked_to_end)
             break;
     }
-    GiveAllBack(GiveBack::kBatchMate);
+    if (committed) {
+        careful -= careful > 0 ? 1 : 0;
+        EndBatch(VerdictOfCommit());
+    } else
+        GiveAllBack(GiveBack::kBatchMate);
+    PutOffEnd();
 }
 
 // ---- queued requests that failed in a batch -------------------------------------------------------
@@ -482,8 +492,10 @@ void RunAlone(uint32_t index)
     SetLockTimeout(false);
     if (committed) {
         EndBatch(VerdictOfCommit());
+        PutOffEnd();
         return;
     }
+    PutOffEnd();
     const bool passes = MayPass(last_error->sqlerrcode) &&
                         (last_error->sqlerrcode != ERRCODE_QUERY_CANCELED || ++link->tries < kTries);
     batch.entries[0].failed = !passes;
@@ -626,7 +638,7 @@ void MindInterrupts()
 void WriteTheRest()
 {
     const int64_t until = GetCurrentTimestamp() + kLastWordsUs;
-    ProcDiePending = 0;
+    PutOffEnd();
     while (!CloseLane(lane) && GetCurrentTimestamp() < until) {
         MindInterrupts();
         Collect();

@@ -2,7 +2,7 @@
 // in the tables: nothing that was acknowledged lost, nothing doubled, nothing there that was refused, nothing
 // mixed up. Somebody else kills what he likes meanwhile; test/t/210_coalesce_faults.pl does.
 //
-//   faults [clients=64] [seed=1] [counters=8] [refusals=CODE,CODE...]
+//   faults [clients=64] [seed=1] [counters=8] [refusals=CODE,CODE...] [queued=1]
 //
 // Server and role: PGHOST and the like; as whoever may INSERT, UPDATE and TRUNCATE:
 //
@@ -24,6 +24,10 @@
 //             before the commit. ReadyForQuery is one.
 //   acked     with the tag that it should have. It must be there, once.
 //   refused   with an ERROR. It must not be there. What may be refused and with which SQLSTATE is checked.
+//
+// With queued=1 the clients have weir.coalesce_ack = queued. An INSERT without RETURNING that was
+// acknowledged may then be missing, which is counted and left to whoever asks for the check; a duplicate may
+// be acknowledged and must not be there. All else is as without it.
 //
 // Commands on standard input, a line each; the answers end with a line "done":
 //
@@ -117,6 +121,7 @@ struct Options {
     unsigned seed = 1;
     int counters = 8;
     std::set<std::string> refusals;
+    bool queued = false;
 };
 
 Options options;
@@ -166,6 +171,14 @@ int Parts(Kind kind)
 bool MustBeRefused(Kind kind)
 {
     return kind == Kind::kDuplicate || kind == Kind::kBadPipeline;
+}
+
+// Answered before it is written.
+bool IsQueued(const Unit &unit)
+{
+    return options.queued && unit.returned == 0 &&
+           (unit.kind == Kind::kInsert || unit.kind == Kind::kSimpleInsert || unit.kind == Kind::kThreeRows ||
+            unit.kind == Kind::kDuplicate);
 }
 
 // ---- a client
@@ -246,6 +259,11 @@ bool Worker::Connect()
         if (!fine)
             break;
         PGresult *result = PQprepare(connection_, statement[0], statement[1], 0, nullptr);
+        fine = PQresultStatus(result) == PGRES_COMMAND_OK;
+        PQclear(result);
+    }
+    if (fine && options.queued) {
+        PGresult *result = PQexec(connection_, "SET weir.coalesce_ack = queued");
         fine = PQresultStatus(result) == PGRES_COMMAND_OK;
         PQclear(result);
     }
@@ -531,6 +549,7 @@ class Judge
     void Mistake(const char *format, ...) __attribute__((format(printf, 2, 3)));
     bool Rest();
     PGconn *Connect();
+    bool FlushQueued();
     bool Fetch();
     void JudgeUnit(int client, int number);
     void JudgeRefusal(int client, int number, const Unit &unit);
@@ -543,7 +562,7 @@ class Judge
     std::map<int, int64_t> certain_, possible_;
     std::map<int, std::map<int64_t, int>> returned_;
     std::map<std::string, int> codes_;
-    int64_t acked_ = 0, refused_ = 0, unknown_ = 0, unknown_there_ = 0;
+    int64_t acked_ = 0, refused_ = 0, unknown_ = 0, unknown_there_ = 0, missing_ = 0;
     size_t mistakes_ = 0;
     std::vector<std::string> shown_;
 };
@@ -595,6 +614,14 @@ PGconn *Judge::Connect()
 constexpr char kAtWork[] = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'faults' AND "
                            "state IS DISTINCT FROM 'idle'";
 
+bool Judge::FlushQueued()
+{
+    PGresult *result = PQexec(connection_, "SELECT weir.coalesce_flush('30 s')");
+    const bool fine = PQresultStatus(result) == PGRES_TUPLES_OK && strcmp(PQgetvalue(result, 0, 0), "t") == 0;
+    PQclear(result);
+    return fine;
+}
+
 bool Judge::Fetch()
 {
     const int64_t until = NowMs() + kRestWithinMs;
@@ -609,6 +636,8 @@ bool Judge::Fetch()
             return false;
         NapMs(5);
     }
+    if (options.queued && !FlushQueued())
+        return false;
     PGresult *result =
         PQexec(connection_, "SELECT client, number, part, id FROM faults_rows WHERE client >= 0");
     if (PQresultStatus(result) != PGRES_TUPLES_OK)
@@ -643,7 +672,7 @@ void Judge::JudgeRefusal(int client, int number, const Unit &unit)
 
 void Judge::JudgeUnit(int client, int number)
 {
-    const Unit &unit = UnitOf(client, number);
+    Unit &unit = UnitOf(client, number);
     const Verdict verdict = unit.verdict;
     const int parts = Parts(unit.kind);
     const auto at = rows_.find({client, number});
@@ -655,20 +684,26 @@ void Judge::JudgeUnit(int client, int number)
     unknown_ += verdict == Verdict::kSent;
     if (verdict == Verdict::kRefused)
         JudgeRefusal(client, number, unit);
-    if (verdict == Verdict::kAcked && MustBeRefused(unit.kind))
+    const bool queued = verdict == Verdict::kAcked && IsQueued(unit);
+    if (verdict == Verdict::kAcked && MustBeRefused(unit.kind) && !queued)
         Mistake("wrongly accepted: client %d number %d, %s", client, number, kind);
 
     const int distinct = static_cast<int>(found.parts.size());
     if (found.count > distinct || distinct > parts)
         Mistake("doubled: client %d number %d, %s, %s, %d rows where at most %d may be", client, number, kind,
                 kVerdictNames[static_cast<int>(verdict)], found.count, parts);
-    else if ((verdict == Verdict::kRefused || verdict == Verdict::kUnsent) && distinct != 0)
+    else if ((verdict == Verdict::kRefused || verdict == Verdict::kUnsent ||
+              (queued && MustBeRefused(unit.kind))) &&
+             distinct != 0)
         Mistake("there, though %s: client %d number %d, %s, %s", kVerdictNames[static_cast<int>(verdict)],
                 client, number, kind, unit.code);
     else if (distinct != 0 && distinct != parts)
         Mistake("torn: client %d number %d, %s, %s, %d of %d rows", client, number, kind,
                 kVerdictNames[static_cast<int>(verdict)], found.count, parts);
-    else if (verdict == Verdict::kAcked && distinct != parts)
+    else if (queued && distinct == 0 && !MustBeRefused(unit.kind)) {
+        missing_++;
+        unit.verdict = Verdict::kUnsent; // counted once; and it must not come back
+    } else if (verdict == Verdict::kAcked && distinct != parts && !queued)
         Mistake("lost: client %d number %d, %s, acknowledged", client, number, kind);
     unknown_there_ += verdict == Verdict::kSent && distinct != 0;
 
@@ -772,9 +807,10 @@ void Judge::Check()
             Mistake("cannot reset");
     }
     PQfinish(connection_);
-    printf("%s acked=%lld refused=%lld unknown=%lld unknown_there=%lld mistakes=%zu",
+    printf("%s acked=%lld refused=%lld unknown=%lld unknown_there=%lld missing=%lld mistakes=%zu",
            mistakes_ == 0 ? "ok" : "FAILED", static_cast<long long>(acked_), static_cast<long long>(refused_),
-           static_cast<long long>(unknown_), static_cast<long long>(unknown_there_), mistakes_);
+           static_cast<long long>(unknown_), static_cast<long long>(unknown_there_),
+           static_cast<long long>(missing_), mistakes_);
     for (const auto &[code, count] : codes_)
         printf(" %s=%d", code.c_str(), count);
     printf("\n");
@@ -895,6 +931,8 @@ bool Option(const char *argument)
         options.seed = static_cast<unsigned>(strtoul(value, nullptr, 10));
     else if (name == "counters")
         options.counters = std::max(1, atoi(value));
+    else if (name == "queued")
+        options.queued = atoi(value) != 0;
     else if (name == "refusals")
         for (std::string rest = value; !rest.empty();) {
             options.refusals.insert(rest.substr(0, rest.find(',')));

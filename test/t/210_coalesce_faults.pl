@@ -84,6 +84,11 @@ my %kill = (
 	'pg_cancel_backend of backends' => sub { signal_with('pg_cancel_backend', backends()) foreach 1 .. 5 },
 	'clients' => sub { kill 'KILL', (List::Util::shuffle($_[0]->clients))[ 0 .. 9 ] },);
 
+sub queued_requests
+{
+	return admin()->value(q{SELECT queued FROM weir.stat_coalesce WHERE relation = 'faults_rows'::regclass}) // 0;
+}
+
 # A test: one kill while the clients work; they work on afterwards, and all that they were told is true.
 sub survives
 {
@@ -186,5 +191,29 @@ foreach my $number (1 .. $kills)
 }
 $clients->stop;
 is_coalesced(admin(), 'faults_rows', 1);
+
+# ---- answered when queued: only a crash loses, and no more than the queue holds
+
+Faults::make_tables(admin(), coalesced => 1);
+$clients = Faults->start($node, clients => 64, seed => $seed, queued => 1);
+$clients->go;
+$clients->progress(2000);
+poll_until('some are queued', sub { queued_requests() >= 500 }) unless $ENV{WITHOUT_COALESCING};
+$clients->is_right('queued, nobody is killed');
+is($clients->figure('missing'), 0, 'nothing is lost');
+
+my $queue_size = admin()->value(q{SELECT setting FROM pg_settings WHERE name = 'weir.coalesce_queue_size'}) // 0;
+my %crashes = map { $_ => 1 } 'a worker, -9', 'a backend, -9', 'the postmaster, -9', 'immediate stop';
+my @orderly = ('fast stop', 'pg_terminate_backend of the workers', 'pg_terminate_backend of backends', 'clients');
+@deck = ((List::Util::shuffle(sort keys %crashes))[0], @orderly[ 0, 1 ]); # the short form
+foreach my $number (1 .. List::Util::max(3, int($kills / 5)))
+{
+	@deck = List::Util::shuffle(sort(keys %crashes), @orderly) unless @deck;
+	my $what = pop @deck;
+	survives($clients, $what, "queued $number");
+	my $lost = $clients->figure('missing');
+	cmp_ok($lost, '<=', $crashes{$what} ? $queue_size : 0, "queued $number, $what: $lost lost");
+}
+$clients->stop;
 
 done_testing();

@@ -21,6 +21,7 @@ my $admin = admin_of($node);
 $admin->query($_) foreach
   'CREATE TABLE counters (id int PRIMARY KEY, v int NOT NULL)', 'INSERT INTO counters SELECT g, 0 FROM generate_series(1, 9) g',
   'CREATE TABLE held (id int PRIMARY KEY, v int)', 'INSERT INTO held VALUES (1, 0)',
+  'CREATE TABLE probes (v int)', 'INSERT INTO probes VALUES (0)',
   'GRANT ALL ON ALL TABLES IN SCHEMA public TO app';
 opt_in($admin, 'counters', 'held');
 
@@ -39,6 +40,28 @@ sub set_standbys
 	poll_until(
 		"synchronous_standby_names = '$names'",
 		sub { $fresh = admin_of($node); my $seen = $fresh->value('SHOW synchronous_standby_names') eq $names; $fresh->close; $seen });
+	in_force($names ne '');
+	return;
+}
+
+# The checkpointer tells the others, when it comes to it: until then commits do as before.
+sub in_force
+{
+	my ($waits) = @_;
+	my $probe = admin_of($node);
+	my $pid = $probe->value('SELECT pg_backend_pid()');
+	poll_until(
+		'the setting is in force',
+		sub {
+			$probe->send('UPDATE probes SET v = v + 1');
+			my $waiting = 0;
+			poll_until('a commit waits, or does not',
+				sub { $probe->answered || ($waiting = $admin->value("SELECT wait_event = 'SyncRep' FROM pg_stat_activity WHERE pid = $pid") eq 't') });
+			$admin->query("SELECT pg_cancel_backend($pid)") if $waiting;
+			$probe->answer;
+			return $waiting == $waits;
+		});
+	$probe->close;
 	return;
 }
 
@@ -105,6 +128,31 @@ $node->append_conf('postgresql.auto.conf', "synchronous_standby_names = ''");
 $node->start;
 $admin = admin_of($node);
 is($admin->value('SELECT v FROM counters WHERE id = 3'), 1, 'and what waited was committed');
+
+# ---- the postmaster dies while a worker has a request and waits for more: nobody is told that it was committed
+
+$admin->query($_) foreach "ALTER SYSTEM SET weir.coalesce_max_delay = '1s'", 'SELECT pg_reload_conf()';
+$holder = admin_of($node);
+@company = map { app_of($node) } 1 .. 14;
+$app = app_of($node);
+$holder->query('BEGIN');
+$holder->query('UPDATE held SET v = 0 WHERE id = 1');
+await_worker($app);
+$_->send('UPDATE held SET v = v + 1 WHERE id = 1') foreach @company;
+poll_until('company', sub { $admin->value('SELECT count(*) FROM pg_locks WHERE NOT granted') >= @company });
+$before = $admin->value('SELECT v FROM counters WHERE id = 9');
+my $session = app_of($node);
+my $at = $session->value('SELECT pg_backend_pid()');
+$session->send('UPDATE counters SET v = v + 1000 WHERE id = 9');
+poll_until('it waits for the worker', sub { $admin->value("SELECT wait_event_type FROM pg_stat_activity WHERE pid = $at") eq 'Extension' });
+$node->kill9;
+my $told = eval { $session->answer->{tag} } // 'nothing';
+poll_until('it starts again',
+	sub { PostgreSQL::Test::Utils::system_log('pg_ctl', '-w', '-D', $node->data_dir, '-l', $node->logfile, 'start') == 0 });
+$node->_update_pid(1);
+$admin = admin_of($node);
+my $written = $admin->value('SELECT v FROM counters WHERE id = 9') - $before;
+ok($written == 1000 || $told ne 'UPDATE 1', "told $told, and there is $written");
 nothing_left($admin, 'at the end');
 
 done_testing();
