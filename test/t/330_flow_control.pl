@@ -151,6 +151,8 @@ is($writer->answer->{tag}, 'INSERT 0 1', 'weir.mode = observe lets the waiting g
 my $waits = throttle('waits');
 answers_at_once($writer, $write, 'and nobody is held') for 1 .. 3;
 cmp_ok(throttle('waits'), '>', $waits, 'but counted');
+# From now on it is expected to write much: at the floor its turn would come in minutes.
+$writer->query(q{INSERT INTO t SELECT g, repeat('y', 4000) FROM generate_series(1, 400) g});
 reconfigure($admin, 'weir.mode' => 'enforce');
 
 # ---- rules for jobs
