@@ -1,5 +1,7 @@
 #include "admission/startup_pace.hpp"
 
+#include <cmath>
+
 #include "pure_only.hpp"
 
 namespace weir
@@ -17,10 +19,19 @@ constexpr double kWholeLogin = 3.5;   // what a login costs, in units of what it
 constexpr double kGuessedCost = 2e-3; // seconds; until the first was measured
 constexpr double kDrainShare = 0.9;   // of the timeout
 constexpr double kSmoothing = 0.3;    // weight of a new interval
+constexpr double kInterval = 0.1;     // seconds: the one that is meant
+constexpr double kMostSteps = 100;
 
-double Smooth(double old, double value) noexcept
+double Smooth(double old, double value, double steps = 1) noexcept
 {
-    return old + kSmoothing * (value - old);
+    return old + (1 - std::pow(1 - kSmoothing, steps)) * (value - old);
+}
+
+// How many intervals this one is: the launcher looks more seldom while nobody is in the gate.
+double StepsOf(const StartupSample &sample) noexcept
+{
+    const double steps = sample.interval_s / kInterval;
+    return steps > 0 && steps < kMostSteps ? steps : steps > 0 ? kMostSteps : 1;
 }
 
 double Larger(double a, double b) noexcept
@@ -37,8 +48,9 @@ void Take(StartupPace *pace, const StartupBounds &bounds, const StartupSample &s
 {
     const double left = 1 - sample.established / bounds.cores;
     const double idle = sample.cpu_idle >= 0 ? sample.cpu_idle : Larger(left, 0);
-    pace->established = Smooth(pace->established, sample.established);
-    pace->idle = Smooth(pace->idle, idle);
+    const double steps = StepsOf(sample);
+    pace->established = Smooth(pace->established, sample.established, steps);
+    pace->idle = Smooth(pace->idle, idle, steps);
     if (sample.finished > 0) {
         const double cost = sample.cpu_s / static_cast<double>(sample.finished);
         pace->cost_s = pace->cost_s > 0 ? Smooth(pace->cost_s, cost) : cost;
@@ -48,10 +60,10 @@ void Take(StartupPace *pace, const StartupBounds &bounds, const StartupSample &s
     if (sample.interval_s <= 0)
         return;
     const double served_rate = static_cast<double>(sample.admitted) / sample.interval_s;
-    pace->served_rate = Smooth(pace->served_rate, served_rate);
+    pace->served_rate = Smooth(pace->served_rate, served_rate, steps);
     // Not in quiet times: that nobody came does not mean that nobody could.
     if (sample.waiting > 0)
-        pace->queue_rate = Smooth(pace->queue_rate, served_rate);
+        pace->queue_rate = Smooth(pace->queue_rate, served_rate, steps);
 }
 
 // The rate below which nothing is gained, and which of the two reasons that has.
@@ -86,10 +98,10 @@ double StartupPaceUpdate(StartupPace *pace, const StartupBounds &bounds, const S
         pace->rate = pace->served_rate;
     }
     if (busy) {
-        pace->rate *= kFall;
+        pace->rate *= std::pow(kFall, StepsOf(sample));
         pace->reason = StartupReason::kBusy;
     } else if (pace->idle > kRoomyIdle) {
-        pace->rate *= kRise;
+        pace->rate *= std::pow(kRise, StepsOf(sample));
         pace->reason = StartupReason::kRoom;
     } else
         pace->reason = StartupReason::kSteady;

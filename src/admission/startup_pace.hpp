@@ -30,7 +30,8 @@ namespace weir
 
 constexpr uint32_t kStartupsPerCore = 4;
 
-// One control interval, about 100 ms.
+// One control interval, about 100 ms. A longer one counts for as many: a second without anybody at work ends
+// the pace.
 struct StartupSample {
     double interval_s;
     double established; // established sessions that had a transaction in the interval

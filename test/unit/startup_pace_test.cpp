@@ -168,6 +168,26 @@ TEST(StartupPace, ItIsFreeAgainWhenTheBusyOnesAreGone)
     EXPECT_EQ(machine.pace.rate, 0);
 }
 
+// While nobody is in the gate the launcher looks once a second.
+TEST(StartupPace, ALongIntervalCountsForAsManyAsItIs)
+{
+    Machine machine;
+    machine.wanted = 4;
+    machine.For(5);
+    StartupSample sample = {};
+    sample.interval_s = 1;
+    sample.cpu_idle = 1;
+    StartupPace pace = machine.pace;
+    ASSERT_GT(pace.rate, 0);
+    StartupPaceUpdate(&pace, machine.bounds, sample);
+    EXPECT_EQ(pace.rate, 0) << "nobody has been at work for a second";
+
+    pace = machine.pace;
+    sample.established = 1; // a single session that asks now and then
+    StartupPaceUpdate(&pace, machine.bounds, sample);
+    EXPECT_GT(pace.rate, 3.5 * machine.pace.rate);
+}
+
 TEST(StartupPace, WorksWithoutTheIdleShare)
 {
     Machine machine;
