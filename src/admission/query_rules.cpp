@@ -10,8 +10,11 @@ namespace weir
 namespace
 {
 
-constexpr char kMagic[8] = {'P', 'G', 'W', 'E', 'I', 'R', 'Q', 'R'};
-constexpr uint32_t kFileVersion = 1;
+constexpr RuleFileFormat kFormat = {{'P', 'G', 'W', 'E', 'I', 'R', 'Q', 'R'},
+                                    "it does not begin as a file of query rules",
+                                    1,
+                                    sizeof(QueryRuleSpec),
+                                    kMaxQueryRules};
 constexpr uint32_t kMaxTries = 1000; // far longer than a writer that runs needs
 
 // The range of a TimestampTz that can be printed: 4714 BC to 294276 AD (datatype/timestamp.h).
@@ -180,24 +183,6 @@ uint32_t FreePosition(const QueryRulesShared &rules) noexcept
 
 // ---- The file ----
 
-const char *CheckHeader(const char *bytes, size_t size, uint32_t *count) noexcept
-{
-    uint32_t version;
-    if (size < kRuleFileHeaderSize + sizeof(uint32_t))
-        return "it is too short";
-    if (memcmp(bytes, kMagic, sizeof(kMagic)) != 0)
-        return "it does not begin as a file of query rules";
-    memcpy(&version, bytes + sizeof(kMagic), sizeof(version));
-    if (version != kFileVersion)
-        return "it is of a version that this pg_weir does not know";
-    memcpy(count, bytes + sizeof(kMagic) + sizeof(version), sizeof(*count));
-    if (*count > kMaxQueryRules)
-        return "it claims more rules than there can be";
-    if (size != kRuleFileHeaderSize + *count * sizeof(QueryRuleSpec) + sizeof(uint32_t))
-        return "its length does not fit its number of rules";
-    return nullptr;
-}
-
 bool IsPossible(const QueryRuleSpec &spec) noexcept
 {
     if (spec.query_id == 0 || spec.max_active > kMaxRuleActive || spec.reason_length > kMaxRuleReason)
@@ -342,50 +327,19 @@ uint32_t SweepRules(QueryRulesShared *rules, int64_t now) noexcept
     return swept;
 }
 
-// Bit by bit: 60 kB at most, when a rule changes.
-uint32_t Crc32c(const char *bytes, size_t size) noexcept
-{
-    constexpr uint32_t kPolynomial = 0x82F63B78; // reflected
-    uint32_t crc = UINT32_MAX;
-    for (size_t i = 0; i < size; i++) {
-        crc ^= static_cast<uint8_t>(bytes[i]);
-        for (int bit = 0; bit < 8; bit++)
-            crc = (crc >> 1) ^ ((crc & 1) != 0 ? kPolynomial : 0);
-    }
-    return ~crc;
-}
-
 size_t WriteRuleFile(const QueryRuleSpec *specs, uint32_t count, char (&out)[kRuleFileMaxSize]) noexcept
 {
-    size_t size = 0;
-    const auto put = [&](const void *data, size_t length) {
-        memcpy(out + size, data, length);
-        size += length;
-    };
-    put(kMagic, sizeof(kMagic));
-    put(&kFileVersion, sizeof(kFileVersion));
-    put(&count, sizeof(count));
-    if (count > 0) // without rules, specs may be null, which memcpy() must not see
-        put(specs, count * sizeof(QueryRuleSpec));
-    const uint32_t sum = Crc32c(out, size);
-    put(&sum, sizeof(sum));
-    return size;
+    return WriteRecords(kFormat, specs, count, out);
 }
 
 const char *ReadRuleFile(const char *bytes, size_t size, QueryRuleSpec (&out)[kMaxQueryRules],
                          uint32_t *count) noexcept
 {
-    uint32_t claimed = 0;
+    uint32_t claimed;
     *count = 0;
-    const char *trouble = CheckHeader(bytes, size, &claimed);
+    const char *trouble = ReadRecords(kFormat, bytes, size, out, &claimed);
     if (trouble != nullptr)
         return trouble;
-
-    uint32_t sum;
-    memcpy(&sum, bytes + size - sizeof(sum), sizeof(sum));
-    if (sum != Crc32c(bytes, size - sizeof(sum)))
-        return "its checksum does not match";
-    memcpy(out, bytes + kRuleFileHeaderSize, claimed * sizeof(QueryRuleSpec));
     for (uint32_t i = 0; i < claimed; i++)
         if (!IsPossible(out[i]))
             return "it has a rule that cannot be";

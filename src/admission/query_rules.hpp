@@ -12,10 +12,8 @@
 // Dropping a rule forgets its places; replacing it keeps them. Executions that began before the rule are not
 // counted.
 //
-// The file. Rules survive a restart in a file of
-//     magic[8] version:u32 count:u32  count * record  crc:u32
+// The file. Rules survive a restart in a file (rule_file.hpp) of
 //     record = query_id:u64 created_at:i64 expires_at:i64 max_active:u32 reason_length:u32 reason[200]
-// in the machine's byte order, as everything in a data directory is; the CRC-32C covers all before it.
 // Counters are not in it.
 //
 // Pure: no PostgreSQL header, no clock, no system call. Times are TimestampTz: microseconds since 2000.
@@ -24,6 +22,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
+
+#include "admission/rule_file.hpp"
 
 namespace weir
 {
@@ -130,13 +130,7 @@ uint32_t SweepRules(QueryRulesShared *rules, int64_t now) noexcept;
 
 // ---- The file ----
 
-constexpr size_t kRuleFileHeaderSize = 16;
-constexpr size_t kRuleFileMaxSize =
-    kRuleFileHeaderSize + kMaxQueryRules * sizeof(QueryRuleSpec) + sizeof(uint32_t);
-
-// The checksum of iSCSI (RFC 3720, appendix B.4), as in PostgreSQL's own files. Not the server's function:
-// where it is built for SSE 4.2 alone, version 18's header for it is not C++.
-uint32_t Crc32c(const char *bytes, size_t size) noexcept;
+constexpr size_t kRuleFileMaxSize = RuleFileSize(sizeof(QueryRuleSpec), kMaxQueryRules);
 
 // Returns the size of what it wrote.
 size_t WriteRuleFile(const QueryRuleSpec *specs, uint32_t count, char (&out)[kRuleFileMaxSize]) noexcept;

@@ -44,11 +44,10 @@ double WholeCost(const StartupPace &pace) noexcept
     return pace.cost_s > 0 ? pace.cost_s * kWholeLogin : kGuessedCost * kWholeLogin;
 }
 
-void Take(StartupPace *pace, const StartupBounds &bounds, const StartupSample &sample) noexcept
+void Take(StartupPace *pace, const StartupBounds &bounds, const StartupSample &sample, double steps) noexcept
 {
     const double left = 1 - sample.established / bounds.cores;
     const double idle = sample.cpu_idle >= 0 ? sample.cpu_idle : Larger(left, 0);
-    const double steps = StepsOf(sample);
     pace->established = Smooth(pace->established, sample.established, steps);
     pace->idle = Smooth(pace->idle, idle, steps);
     if (sample.finished > 0) {
@@ -80,7 +79,8 @@ double Floor(const StartupPace &pace, const StartupBounds &bounds, double waitin
 
 double StartupPaceUpdate(StartupPace *pace, const StartupBounds &bounds, const StartupSample &sample) noexcept
 {
-    Take(pace, bounds, sample);
+    const double steps = StepsOf(sample);
+    Take(pace, bounds, sample, steps);
     const double most = 2 * bounds.cores / WholeCost(*pace);
     if (pace->established < kNobody) {
         pace->rate = 0;
@@ -98,10 +98,10 @@ double StartupPaceUpdate(StartupPace *pace, const StartupBounds &bounds, const S
         pace->rate = pace->served_rate;
     }
     if (busy) {
-        pace->rate *= std::pow(kFall, StepsOf(sample));
+        pace->rate *= std::pow(kFall, steps);
         pace->reason = StartupReason::kBusy;
     } else if (pace->idle > kRoomyIdle) {
-        pace->rate *= std::pow(kRise, StepsOf(sample));
+        pace->rate *= std::pow(kRise, steps);
         pace->reason = StartupReason::kRoom;
     } else
         pace->reason = StartupReason::kSteady;

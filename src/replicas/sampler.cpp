@@ -241,14 +241,13 @@ void SetOwnLags(OwnRow *own, int64_t now)
 {
     const SamplerMemory &memory = shared->replicas.memory;
     const SilenceBounds bounds = BoundsOfSilence();
-    const int64_t bound = bounds.bound_us;
     int64_t silence = memory.silence.LagUs(bounds, now);
     // Nothing was ever heard: since the start, at least.
-    if (own->message_us == 0 && memory.silence.IsDeaf(bound, now))
+    if (own->message_us == 0 && memory.silence.IsDeaf(bounds.bound_us, now))
         silence = now - shared->replicas.role_since_us.load();
     bool known;
     int64_t lag = memory.upstream.LagUs(own->replay_lsn, now, &known);
-    if (memory.upstream.Count() == 0 && memory.silence.IsDeaf(bound, now))
+    if (memory.upstream.Count() == 0 && memory.silence.IsDeaf(bounds.bound_us, now))
         known = false;
     if (!known && own->replayed_commit_us != 0)
         lag = Max(lag, now - own->replayed_commit_us - own->skew_us);

@@ -3,7 +3,6 @@
 #include <cstring>
 
 #include "admission/class_map.hpp"
-#include "admission/query_rules.hpp"
 
 #include "pure_only.hpp"
 
@@ -17,9 +16,11 @@ constexpr int64_t kSecond = 1000000;
 constexpr int64_t kShortestRetryUs = 100000;
 constexpr int64_t kLongestRetryUs = 30 * kSecond;
 
-constexpr char kMagic[8] = {'P', 'G', 'W', 'E', 'I', 'R', 'T', 'R'};
-constexpr uint32_t kFileVersion = 1;
-constexpr size_t kHeaderSize = 16;
+constexpr RuleFileFormat kFormat = {{'P', 'G', 'W', 'E', 'I', 'R', 'T', 'R'},
+                                    "it does not begin as a file of throttle rules",
+                                    1,
+                                    sizeof(ThrottleRuleSpec),
+                                    kMaxThrottleRules};
 
 bool IsPossible(const ThrottleRuleSpec &spec) noexcept
 {
@@ -147,42 +148,17 @@ uint32_t ThrottleRules::Copy(ThrottleRuleSpec (&out)[kMaxThrottleRules], int64_t
 size_t WriteThrottleFile(const ThrottleRuleSpec *specs, uint32_t count,
                          char (&out)[kThrottleFileMaxSize]) noexcept
 {
-    size_t size = 0;
-    const auto put = [&](const void *data, size_t length) {
-        memcpy(out + size, data, length);
-        size += length;
-    };
-    put(kMagic, sizeof(kMagic));
-    put(&kFileVersion, sizeof(kFileVersion));
-    put(&count, sizeof(count));
-    if (count > 0) // without rules, specs may be null, which memcpy() must not see
-        put(specs, count * sizeof(ThrottleRuleSpec));
-    const uint32_t sum = Crc32c(out, size);
-    put(&sum, sizeof(sum));
-    return size;
+    return WriteRecords(kFormat, specs, count, out);
 }
 
 const char *ReadThrottleFile(const char *bytes, size_t size, ThrottleRuleSpec (&out)[kMaxThrottleRules],
                              uint32_t *count) noexcept
 {
-    uint32_t version;
     uint32_t claimed;
-    uint32_t sum;
     *count = 0;
-    if (size < kHeaderSize + sizeof(sum))
-        return "it is too short";
-    if (memcmp(bytes, kMagic, sizeof(kMagic)) != 0)
-        return "it does not begin as a file of throttle rules";
-    memcpy(&version, bytes + sizeof(kMagic), sizeof(version));
-    if (version != kFileVersion)
-        return "it is of a version that this pg_weir does not know";
-    memcpy(&claimed, bytes + sizeof(kMagic) + sizeof(version), sizeof(claimed));
-    if (claimed > kMaxThrottleRules || size != kHeaderSize + claimed * sizeof(ThrottleRuleSpec) + sizeof(sum))
-        return "its length does not fit its number of rules";
-    memcpy(&sum, bytes + size - sizeof(sum), sizeof(sum));
-    if (sum != Crc32c(bytes, size - sizeof(sum)))
-        return "its checksum does not match";
-    memcpy(static_cast<void *>(out), bytes + kHeaderSize, claimed * sizeof(ThrottleRuleSpec));
+    const char *trouble = ReadRecords(kFormat, bytes, size, out, &claimed);
+    if (trouble != nullptr)
+        return trouble;
     for (uint32_t i = 0; i < claimed; i++)
         if (!IsPossible(out[i]))
             return "it has a rule that cannot be";

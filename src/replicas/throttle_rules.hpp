@@ -7,16 +7,17 @@
 // highest share.
 //
 // Rules are changed under flow_lock; checks read them under it, shared, and count atomically. They survive a
-// restart in a file of
-//     magic[8] version:u32 count:u32  count * record  crc:u32
+// restart in a file (admission/rule_file.hpp) of
 //     record = pattern[64] ratio:f64 expires_at:i64 exempt:u64
-// in the machine's byte order; the CRC-32C covers all before it. Counters are not in it.
+// Counters are not in it.
 //
 // Pure: no PostgreSQL header, no clock, no system call.
 
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+
+#include "admission/rule_file.hpp"
 
 namespace weir
 {
@@ -62,7 +63,7 @@ struct ThrottleRules {
 
 // ---- the file
 
-constexpr size_t kThrottleFileMaxSize = 16 + kMaxThrottleRules * sizeof(ThrottleRuleSpec) + sizeof(uint32_t);
+constexpr size_t kThrottleFileMaxSize = RuleFileSize(sizeof(ThrottleRuleSpec), kMaxThrottleRules);
 
 // Returns the size of what it wrote.
 size_t WriteThrottleFile(const ThrottleRuleSpec *specs, uint32_t count,

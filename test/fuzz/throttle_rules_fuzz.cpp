@@ -6,7 +6,6 @@
 #include <cstring>
 #include <string>
 
-#include "admission/query_rules.hpp"
 #include "replicas/throttle_rules.hpp"
 
 using namespace weir;
