@@ -162,7 +162,7 @@ void Gate::Hold(uint32_t id, uint32_t class_id, int64_t now_us) noexcept
     t.class_id.store(class_id, std::memory_order_relaxed);
     t.since_us.store(now_us, std::memory_order_relaxed);
     t.stalled.store(0, std::memory_order_relaxed);
-    t.served.store(t.served.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+    CountServed(id);
     t.word.store(Word(SequenceOf(t.word.load(std::memory_order_relaxed)) + 1, TicketState::kHeld),
                  std::memory_order_release);
 }
@@ -314,7 +314,7 @@ void Gate::Grant(uint32_t id) noexcept
     c.flow.fetch_add(kAdmission, std::memory_order_relaxed);
     shared_->load.fetch_add(1 - kWaiter, std::memory_order_seq_cst);
     t.stalled.store(0, std::memory_order_relaxed);
-    t.served.store(t.served.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+    CountServed(id);
     // Last: from here on the owner runs.
     t.word.store(Word(SequenceOf(t.word.load(std::memory_order_relaxed)), TicketState::kHeld),
                  std::memory_order_release);

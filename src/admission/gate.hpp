@@ -98,7 +98,7 @@ struct alignas(128) Ticket {
     // Statements begun by the owner: a ticket whose owner is silent shows the same number twice. Owner only.
     std::atomic<uint32_t> beats;
 
-    // Transactions this session was granted since it connected. Owner only.
+    // Transactions this session was granted, or had a coalescing worker for, since it connected. Owner only.
     std::atomic<uint32_t> served;
 
     // Set by the supervisor when it lends a stalled slot, not a silent one; cleared by the owner's next
@@ -207,6 +207,13 @@ class Gate
     {
         std::atomic<uint32_t> &beats = tickets_[id].beats;
         beats.store(beats.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+    }
+
+    // The owner has had a transaction, with a slot or without one.
+    void CountServed(uint32_t id) noexcept
+    {
+        std::atomic<uint32_t> &served = tickets_[id].served;
+        served.store(served.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
     }
 
     // ---- Under the lock -------------------------------------------------------------------------

@@ -72,7 +72,8 @@ struct Supervisor {
     int64_t rescue_next;
     uint64_t control_admitted;
     uint64_t second_admitted;
-    uint32_t suspended; // slots that stalled transactions lent when the last suspension began
+    uint32_t suspended;   // slots that stalled transactions lent when the last suspension began
+    uint32_t established; // sessions at work, in the last control interval
 };
 
 namespace
@@ -396,7 +397,8 @@ void Adapt(Supervisor *s, int64_t now)
     s->control = Means();
     s->control_began = now;
     s->control_admitted = admitted;
-    AdaptStartups(s->startups, CountEstablished(s, now), CpuIdleShare(), now);
+    s->established = CountEstablished(s, now);
+    AdaptStartups(s->startups, s->established, CpuIdleShare(), now);
     if (LimitIsAdaptive())
         gate.shared().limit.store(
             AdaptiveUpdate(&shared->supervision.adaptive, CurrentAdaptiveBounds(), sample));
@@ -435,7 +437,8 @@ void DispatchAll()
     DispatchSlots(&gate, gate_lock);
 }
 
-long NapMs(const Census &census)
+// Coalesced statements hold no slot: their sessions are seen in the count of those at work alone.
+long NapMs(const Supervisor &s, const Census &census)
 {
     constexpr long kBusy = 5;
     constexpr long kWatching = 100;
@@ -444,7 +447,7 @@ long NapMs(const Census &census)
         const bool shorter = settings.idle_yield_ms >= 0 && settings.idle_yield_ms < kBusy;
         return shorter ? Max(settings.idle_yield_ms, 1) : kBusy;
     }
-    return census.held > 0 ? kWatching : kIdle;
+    return census.held > 0 || s.established > 0 ? kWatching : kIdle;
 }
 
 } // namespace
@@ -482,7 +485,7 @@ long Supervise(Supervisor *s, int64_t now)
     Adapt(s, now);
     Record(s, census, now);
     DispatchAll();
-    return NapMs(census);
+    return NapMs(*s, census);
 }
 
 } // namespace weir

@@ -168,16 +168,29 @@ void Observe(uint32_t class_id)
         session.CountDeparture(class_id, Departure::kRefused, 0);
 }
 
+void Register()
+{
+    if (session.ticket != kNoTicket)
+        return;
+    session.Register();
+    on_shmem_exit(OnProcessExit, 0);
+}
+
+// Its statement is to be coalesced: it takes no slot, and is at work all the same when logins are paced.
+void LeaveToWorker()
+{
+    Register();
+    gate.CountServed(session.ticket);
+    left_to_worker = CurrentLxid();
+}
+
 // Judges the transaction once. `query_desc` is null at BEGIN and for a utility statement.
 template <typename Drop, typename Retake> void Judge(const QueryDesc *query_desc, Drop drop, Retake retake)
 {
     judged = CurrentLxid();
     if (!IsClientBackend() || !MayBeJudged())
         return;
-    if (session.ticket == kNoTicket) {
-        session.Register();
-        on_shmem_exit(OnProcessExit, 0);
-    }
+    Register();
 
     const uint32_t class_id = SessionClass();
     const bool bypass = shared->settings.superuser_bypass.load(std::memory_order_relaxed);
@@ -240,7 +253,7 @@ void OnExecutorStart(QueryDesc *query_desc, int eflags)
         if (NeedsJudgement() && ActivePortal != nullptr) {
             const bool select = query_desc->operation == CMD_SELECT;
             if (select ? MayBeSubmitted(query_desc) : !nothing_opted_in && MayBeCoalesced(query_desc))
-                left_to_worker = CurrentLxid();
+                LeaveToWorker();
             else {
                 if (FlowIsEngaged())
                     HoldWriter(query_desc);

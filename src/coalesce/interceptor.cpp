@@ -26,6 +26,7 @@ extern "C" {
 #include "pgstat.h"
 #include "storage/procsignal.h"
 #include "tcop/pquery.h"
+#include "utils/guc.h"
 #include "utils/portal.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
@@ -50,7 +51,7 @@ namespace
 constexpr uint32_t kCompany = 6;
 constexpr uint32_t kCompanyForInserts = 12;
 
-constexpr long kLookAgainMs = 50;             // while waiting: interrupts that came just before we slept
+constexpr int64_t kLookAgainUs = 50 * 1000;   // while waiting: interrupts that came just before we slept
 constexpr int64_t kStalledUs = USECS_PER_SEC; // a worker that has not taken a request for so long is stuck
 constexpr int64_t kUnattendedUs = 60 * USECS_PER_SEC;
 
@@ -216,7 +217,7 @@ Verdict Await(RequestSlot *slot, Lane *lane, uint32_t epoch, int64_t began)
     pgstat_report_wait_start(CoalesceWaitEvent());
     while (lane->wake.Prepare(*slot, &word, &value)) {
         if (!InterruptPending)
-            SleepOn(word, value, kLookAgainMs);
+            SleepOn(word, value, kLookAgainUs);
         const RequestState state = RequestSlot::StateOf(slot->Load());
         if (state == RequestState::kDone)
             break;
@@ -228,7 +229,7 @@ Verdict Await(RequestSlot *slot, Lane *lane, uint32_t epoch, int64_t began)
         }
         // With a signal pending the sleep would return at once, again and again.
         if (InterruptPending && RequestSlot::StateOf(slot->Load()) == RequestState::kTaken)
-            SleepOn(word, value, 1);
+            SleepOn(word, value, 1000);
     }
     pgstat_report_wait_end();
     return abandoned ? Abandoned(lane, epoch) : slot->verdict;
@@ -337,6 +338,20 @@ bool IsCompany(uint32_t clients, bool inserts)
     return clients >= (inserts ? kCompanyForInserts : kCompany);
 }
 
+} // namespace
+
+void CommitWithoutFlush()
+{
+    if (!TransactionIdIsValid(GetTopTransactionIdIfAny()))
+        return;
+    set_config_option("synchronous_commit", "off", PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0,
+                      false);
+    DisregardCommit();
+}
+
+namespace
+{
+
 Decline Pack(QueryDesc *query_desc, Relation relation, const TableFacts &facts, RequestSlot *slot)
 {
     slot->large = 0;
@@ -349,6 +364,7 @@ void Finish(QueryDesc *query_desc, const RequestSlot &slot, Verdict verdict)
 {
     ReportUnusual(verdict);
     CHECK_FOR_INTERRUPTS(); // who abandoned his request ends here: the slot is not his any more
+    CommitWithoutFlush();
     query_desc->estate->es_processed = slot.affected;
     if (query_desc->plannedstmt->hasReturning)
         SendReturning(query_desc, slot);

@@ -34,6 +34,11 @@ Decline Foresee(QueryDesc *query_desc, Relation relation, const TableFacts &fact
 
 void InstallInterceptor();
 
+// This transaction's rows are a worker's to write. The identity column's sequence may have got it an xid, and
+// so a commit record that is nothing to wait for, neither here nor on a standby: what nextval() has logged is
+// in the WAL before the rows.
+void CommitWithoutFlush();
+
 // ---- what weir.submit() needs, too ----------------------------------------------------------------
 
 // Whether the transaction is nothing but this statement, so that its fate may be decided elsewhere.

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 
+#include "coalesce/interceptor.hpp"
 #include "coalesce/lanes.hpp"
 #include "pg/compat.hpp"
 #include "pg/shared.hpp"
@@ -29,7 +30,7 @@ namespace weir
 namespace
 {
 
-constexpr long kLookAgainMs = 10;
+constexpr int64_t kLookAgainUs = 10 * 1000;
 constexpr int64_t kOrderPatienceUs = USECS_PER_SEC;
 constexpr int64_t kFencePatienceUs = 10 * USECS_PER_SEC;
 
@@ -57,15 +58,6 @@ void CopyRequest(const RequestSlot &from, RequestSlot *to)
            offsetof(RequestSlot, payload) - kHeader + from.bytes);
 }
 
-// The identity column's sequence may have got the transaction an xid. Its record is in the WAL before the
-// row's, so that there is nothing to wait for.
-void CommitWithoutFlush()
-{
-    if (TransactionIdIsValid(GetTopTransactionIdIfAny()))
-        set_config_option("synchronous_commit", "off", PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0,
-                          false);
-}
-
 // Waits until `done()`, for so long at most. Whether it came.
 template <typename Done> bool WaitForLane(Lane *lane, int64_t patience_us, Done done)
 {
@@ -82,7 +74,7 @@ template <typename Done> bool WaitForLane(Lane *lane, int64_t patience_us, Done 
                 break;
             Ring(lane);
             pgstat_report_wait_start(CoalesceWaitEvent());
-            SleepOn(&lane->lazy_ends, ends, kLookAgainMs);
+            SleepOn(&lane->lazy_ends, ends, kLookAgainUs);
             pgstat_report_wait_end();
             CHECK_FOR_INTERRUPTS();
         }

@@ -56,11 +56,17 @@ constexpr int64_t kLastWordsUs = 5 * USECS_PER_SEC; // for what is queued when t
 constexpr long kQueuedNapMs = 10;
 constexpr long kGatherMs = 2; // for company
 
+// Where commits are slow, for company:
+constexpr int64_t kSlowCommitUs = 500;
+constexpr int64_t kLongestNapUs = 1000;
+constexpr int kNaps = 4;
+
 Lane *lane = nullptr;
 Batch batch;
 uint32_t next_session = 0; // where the next scan begins
 uint32_t careful = 0;
 int64_t batch_began = 0;
+int64_t commit_us = 0; // of a commit, smoothed
 uint32_t *sessions = nullptr;
 
 uint32_t alone[kAlonePerRound]; // of lazy_slots: to be executed by themselves after the batch
@@ -340,7 +346,9 @@ void Execute()
         ProcDiePending = 1;
         InterruptPending = 1;
     }
+    const int64_t began = GetCurrentTimestamp();
     CommitTransactionCommand();
+    commit_us += (GetCurrentTimestamp() - began - commit_us) / 8;
     ends_later = 1;
 }
 
@@ -675,6 +683,24 @@ void LetOthersPublish()
     }
 }
 
+// Those who were answered last are on their way while the worker begins with those who came meanwhile: two
+// rounds, and each waits for the other's commit, too. Where that takes long, a part of it is well spent on
+// letting the rounds become one, as commit_delay does; PostgreSQL's manual has half of a flush for that.
+void LetRoundsMerge()
+{
+    if (commit_us < kSlowCommitUs)
+        return;
+    for (int i = 0; i < kNaps; i++) {
+        const uint32_t before = batch.count;
+        if (before >= lane->peak.load(std::memory_order_relaxed) || before >= MostRequests())
+            return;
+        SleepOn(&lane->stop, 0, Min(commit_us / (2 * kNaps), kLongestNapUs));
+        Collect();
+        if (batch.count == before)
+            return;
+    }
+}
+
 bool MustNotWait()
 {
     return lane->stop.load(std::memory_order_relaxed) != 0 || asked_to_end;
@@ -700,9 +726,10 @@ void Serve()
         MindInterrupts();
         MakeLargeMemory();
         WaitForReplicas();
-        if (Collect())
+        if (Collect()) {
             LetOthersPublish();
-        else
+            LetRoundsMerge();
+        } else
             GatherQueued();
         WaitForCompany();
         lane->throttled.store(0);

@@ -21,9 +21,10 @@ namespace weir
 
 static_assert(sizeof(std::atomic<uint32_t>) == sizeof(uint32_t));
 
-void SleepOn(std::atomic<uint32_t> *word, uint32_t value, long timeout_ms)
+void SleepOn(std::atomic<uint32_t> *word, uint32_t value, int64_t timeout_us)
 {
-    const timespec timeout = {timeout_ms / 1000, (timeout_ms % 1000) * 1000000};
+    const timespec timeout = {static_cast<time_t>(timeout_us / USECS_PER_SEC),
+                              static_cast<long>(timeout_us % USECS_PER_SEC) * 1000};
     // With a timeout the call is not restarted after a signal.
     syscall(SYS_futex, word, FUTEX_WAIT, value, &timeout, nullptr, 0);
 }
@@ -35,11 +36,12 @@ void WakeTogether(std::atomic<uint32_t> *word, const uint32_t *, uint32_t)
 
 #else
 
-void SleepOn(std::atomic<uint32_t> *word, uint32_t value, long timeout_ms)
+void SleepOn(std::atomic<uint32_t> *word, uint32_t value, int64_t timeout_us)
 {
     ResetLatch(MyLatch);
     if (word->load(std::memory_order_seq_cst) == value)
-        WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, timeout_ms, CoalesceWaitEvent());
+        WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+                  static_cast<long>((timeout_us + 999) / 1000), CoalesceWaitEvent());
 }
 
 void WakeTogether(std::atomic<uint32_t> *, const uint32_t *sessions, uint32_t count)

@@ -10,7 +10,7 @@ namespace weir
 {
 
 // Returns when the word is not `value`, somebody woke us, a signal came, or the time is over.
-void SleepOn(std::atomic<uint32_t> *word, uint32_t value, long timeout_ms);
+void SleepOn(std::atomic<uint32_t> *word, uint32_t value, int64_t timeout_us);
 
 // `sessions`: PGPROC numbers of those who may sleep on it.
 void WakeTogether(std::atomic<uint32_t> *word, const uint32_t *sessions, uint32_t count);

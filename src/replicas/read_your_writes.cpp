@@ -25,6 +25,7 @@ LsnToken reached = {0, 0};                                 // seen replayed
 LocalTransactionId last_query = InvalidLocalTransactionId; // the transaction that ran one
 bool queries_before = false;                               // before the utility statement now running
 uint64_t last_commit_end = 0;                              // 0: this session has written nothing
+bool disregarded = false;                                  // the commit of the current transaction
 
 bool HoldsSnapshot()
 {
@@ -107,8 +108,10 @@ void WaitInCall(const LsnToken &token, int timeout_ms)
 // have readers wait for that.
 void OnTransactionEnd(XactEvent event, void *)
 {
-    if (event == XACT_EVENT_COMMIT && TransactionIdIsValid(GetTopTransactionIdIfAny()))
+    if (event == XACT_EVENT_COMMIT && TransactionIdIsValid(GetTopTransactionIdIfAny()) && !disregarded)
         NoteCommit(XactLastCommitEnd);
+    if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT)
+        disregarded = false;
 }
 
 } // namespace
@@ -139,6 +142,11 @@ void NoteQuery()
 void NoteCommit(uint64_t lsn)
 {
     last_commit_end = Max(last_commit_end, lsn);
+}
+
+void DisregardCommit()
+{
+    disregarded = true;
 }
 
 void InstallReadYourWrites()

@@ -29,6 +29,9 @@ void NoteQuery();
 // transaction has no xid.
 void NoteCommit(uint64_t lsn);
 
+// The commit of the current transaction writes nothing that anybody could read.
+void DisregardCommit();
+
 void InstallReadYourWrites();
 
 } // namespace weir

@@ -5,6 +5,7 @@
 #   begin_systems                      prefix and work directory ($work); everything is removed at exit
 #   start_system NAME SCALE [LINE...]  a server with database and ordinary role "bench"; with the library if NAME is weir; LINE
 #                                      as in start_server
+#   restart_system NAME [VARIABLE=VALUE...]   with these in the server's environment
 #   start_standby NAME PRIMARY [LINE...]   a streaming standby of that server
 #   start_bouncer SYSTEM POOL          PgBouncer in transaction mode before that server, as system "pgbouncer"
 #   use SYSTEM                         where pgbench connects to from now on, as role "bench": superusers pass every gate
@@ -79,6 +80,14 @@ start_system() {
     [ "$system" != weir ] || admin "$system" "CREATE EXTENSION pg_weir"
     use "$system"
     pgbench -i -q -s "$scale" >"$work/init.log" 2>&1 || { cat "$work/init.log" >&2 && return 1; }
+}
+
+restart_system() {
+    local name=$1
+    shift
+    as_server pg_ctl -D "$work/$name/data" -w -m fast stop >/dev/null
+    as_server env "$@" pg_ctl -D "$work/$name/data" -l "$work/$name/log" -w start >"$work/$name.start" 2>&1 ||
+        { cat "$work/$name.start" >&2 && return 1; }
 }
 
 start_standby() {

@@ -282,6 +282,31 @@ poll_until('another worker',
 	});
 same('UPDATE counters SET v = v + 1 WHERE id = 21', 1, 'another worker has come');
 
+# ---- nextval() has got a transaction an xid: every 32nd does
+
+{
+	$admin->query($_) foreach 'CREATE TABLE numbered (id bigint GENERATED ALWAYS AS IDENTITY, v int)',
+	  q{SELECT weir.coalesce_table('numbered')}, 'GRANT ALL ON numbered TO app';
+	my $walwriter = $admin->value(q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'});
+	my $before = coalesced('requests', 'numbered');
+	my ($commits, $flushed) = (0, 0);
+	kill 'STOP', $walwriter;
+	foreach (1 .. 160)
+	{
+		$app->query('INSERT INTO numbered (v) VALUES (1)');
+		my ($behind, $durable) = @{
+			$app->query('SELECT weir.last_commit_lsn() < pg_current_wal_insert_lsn(), pg_current_wal_flush_lsn() = pg_current_wal_insert_lsn()')->[0]
+		};
+		$commits++ if $behind eq 't';
+		$flushed++ if $durable eq 't';
+	}
+	kill 'CONT', $walwriter;
+	is(coalesced('requests', 'numbered') - $before, 160, 'numbered rows go through the worker');
+	cmp_ok($commits, '>=', 4, 'a commit of which a worker has written the rows is nothing to wait for on a standby');
+	cmp_ok($flushed, '<=', 156, '... nor to flush');
+	$admin->query('DROP TABLE numbered');
+}
+
 # ---- hot rows, with ordinary transactions among them
 
 $holder->query('ROLLBACK');
@@ -303,6 +328,15 @@ foreach my $run (@runs)
 }
 is($admin->value('SELECT v FROM counters WHERE id = 50') - $sum, 3 * 1800, 'every increment is there once');
 cmp_ok(coalesced('folded'), '>', 0, 'some were folded');
+
+# They hold no slot, and are at work all the same: logins are paced for them.
+{
+	my $output = '';
+	my $run = IPC::Run::start([ @pgbench[ 0 .. $#pgbench - 4 ], '-c', 24, '-T', 60, 'postgres' ], '>&', \$output);
+	poll_until('sessions whose statements are coalesced count as established',
+		sub { $admin->value('SELECT established >= 20 FROM weir.startup_limit') eq 't' });
+	$run->kill_kill;
+}
 
 # ---- databases come and go
 
