@@ -10,6 +10,7 @@
 // claims one under coalesce_lock and calls the launcher, which starts the worker; until it runs, statements
 // go the ordinary way. A worker that has had nothing to do for a while gives its lane back.
 
+#include "coalesce/company.hpp"
 #include "coalesce/lazy_queue.hpp"
 #include "coalesce/request_slot.hpp"
 #include "stats/histogram.hpp"
@@ -74,9 +75,7 @@ struct alignas(128) Lane {
     std::atomic<uint32_t> throttled; // it waits for replicas before it takes requests
     std::atomic<uint32_t> xid;       // of the batch that is being committed
 
-    alignas(128) std::atomic<uint32_t> present; // clients in a statement that could be coalesced
-    std::atomic<uint32_t> peak;                 // most of them at once, fading
-    std::atomic<uint32_t> arrivals;
+    alignas(128) Company company; // clients in a statement that could be coalesced
     WakeWords wake;
 
     // The worker has not taken a request in time: none is sent until it moves on, and for a while. Written by

@@ -55,17 +55,16 @@ constexpr int64_t kLookAgainUs = 50 * 1000;   // while waiting: interrupts that 
 constexpr int64_t kStalledUs = USECS_PER_SEC; // a worker that has not taken a request for so long is stuck
 constexpr int64_t kUnattendedUs = 60 * USECS_PER_SEC;
 
-// The lane that counts us as present, until our transaction ends.
-Lane *present_in = nullptr;
+// Where we are counted as present, until our transaction ends.
+Company *present_in = nullptr;
 
 void OnTransactionEnd(XactEvent event, void *)
 {
     if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT)
         return;
     FreeOwnLargePayloads();
-    if (present_in == nullptr)
-        return;
-    present_in->present.fetch_sub(1, std::memory_order_relaxed);
+    if (present_in != nullptr)
+        present_in->Leave();
     present_in = nullptr;
 }
 
@@ -313,24 +312,15 @@ Verdict Submit(QueryDesc *query_desc, RequestSlot *slot, Lane *lane, const Table
     return verdict;
 }
 
-// Clients that are in a statement like this at once. They come in rounds, one for each batch, so it is the
-// peak that counts, and it fades: by a quarter with every so many arrivals. Races only blur it.
+// Clients that are in a statement like this at once.
 uint32_t Join(Lane *lane)
 {
-    constexpr uint32_t kFade = 32;
-    if (present_in == lane)
-        return lane->peak.load(std::memory_order_relaxed);
+    if (present_in == &lane->company)
+        return present_in->peak.load(std::memory_order_relaxed);
     if (present_in != nullptr)
-        present_in->present.fetch_sub(1, std::memory_order_relaxed);
-    const uint32_t now = lane->present.fetch_add(1, std::memory_order_relaxed) + 1;
-    present_in = lane;
-    uint32_t peak = lane->peak.load(std::memory_order_relaxed);
-    if (lane->arrivals.fetch_add(1, std::memory_order_relaxed) % kFade == 0)
-        peak -= peak > 3 ? peak / 4 : peak > 0;
-    peak = Max(peak, now);
-    if (lane->peak.load(std::memory_order_relaxed) != peak)
-        lane->peak.store(peak, std::memory_order_relaxed);
-    return peak;
+        present_in->Leave();
+    present_in = &lane->company;
+    return present_in->Join();
 }
 
 bool IsCompany(uint32_t clients, bool inserts)
@@ -483,9 +473,9 @@ Decline Foresee(QueryDesc *query_desc, Relation relation, const TableFacts &fact
         return Decline::kNoWorker;
     if (MayBeQueued(query_desc))
         return Decline::kNone;
-    return IsStalled(lane)                                                   ? Decline::kStalled
-           : !IsCompany(lane->peak.load(std::memory_order_relaxed), inserts) ? Decline::kAlone
-                                                                             : Decline::kNone;
+    return IsStalled(lane)                                                           ? Decline::kStalled
+           : !IsCompany(lane->company.peak.load(std::memory_order_relaxed), inserts) ? Decline::kAlone
+                                                                                     : Decline::kNone;
 }
 
 void InstallInterceptor()

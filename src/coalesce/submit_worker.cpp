@@ -1,6 +1,6 @@
 #include "coalesce/submit_worker.hpp"
 
-#include "coalesce/lanes.hpp"
+#include "coalesce/lane_worker.hpp"
 #include "coalesce/submit.hpp"
 #include "coalesce/submit_keys.hpp"
 #include "coalesce/submit_request.hpp"
@@ -87,16 +87,18 @@ uint32_t MostUnits()
     return guarded > 0 ? Min(most, kMostGuarded) : most;
 }
 
+// Into the batch, unless `why` says that they are to be given back.
+void TakeInto(uint32_t room, GiveBack why)
+{
+    TakeRequests(*lane, batch.number, &next_session, sessions, room,
+                 [why](RequestSlot *slot, uint32_t session) {
+                     batch.entries[batch.count++] = {slot, session, 0, why};
+                 });
+}
+
 bool Collect()
 {
-    const uint32_t found = RequestBitmap::Drain(RequestsOf(LaneIndex(*lane)), SessionCount(), next_session,
-                                                sessions, MostUnits());
-    for (uint32_t i = 0; i < found; i++) {
-        RequestSlot *slot = &request_slots[sessions[i]];
-        if (slot->Take(batch.number))
-            batch.entries[batch.count++] = {slot, sessions[i], 0, GiveBack::kNone};
-        next_session = (sessions[i] + 1) % SessionCount();
-    }
+    TakeInto(MostUnits(), GiveBack::kNone);
     return batch.count > 0;
 }
 
@@ -422,26 +424,14 @@ void Forget()
 
 // ---- coming and going -----------------------------------------------------------------------------
 
-// Nobody new is served: whoever published before that is given back.
 void LeaveLane()
 {
-    lane->state.store(static_cast<uint32_t>(LaneState::kEnding), std::memory_order_seq_cst);
-    const auto most = static_cast<uint32_t>(kMaxCoalesceBatch);
-    for (uint32_t i = 0; i <= SessionCount() / most; i++) {
+    EndService(lane, [] {
         batch.count = 0;
-        const uint32_t found =
-            RequestBitmap::Drain(RequestsOf(LaneIndex(*lane)), SessionCount(), 0, sessions, most);
-        for (uint32_t j = 0; j < found; j++) {
-            RequestSlot *slot = &request_slots[sessions[j]];
-            if (slot->Take(batch.number))
-                batch.entries[batch.count++] = {slot, sessions[j], 0, GiveBack::kWorkerEnding};
-        }
+        TakeInto(static_cast<uint32_t>(kMaxCoalesceBatch), GiveBack::kWorkerEnding);
         lane->wake.opening.store(batch.number + 1);
         EndBatch(Verdict::kNotExecuted);
-    }
-    lane->asleep.store(0);
-    lane->pid.store(0);
-    lane->ticket.store(0);
+    });
     lane->database.store(InvalidOid);
     lane->state.store(static_cast<uint32_t>(LaneState::kFree), std::memory_order_seq_cst);
 }
@@ -494,11 +484,7 @@ void Sleep()
 {
     static const uint32 wait_event = NewWaitEvent("WeirSubmitter");
     pgstat_report_activity(STATE_IDLE, nullptr);
-    ResetLatch(MyLatch);
-    lane->asleep.store(1, std::memory_order_seq_cst);
-    if (!RequestBitmap::Any(RequestsOf(LaneIndex(*lane)), SessionCount()) && lane->stop.load() == 0)
-        WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, kNapMs, wait_event);
-    lane->asleep.store(0, std::memory_order_relaxed);
+    SleepUntilRung(lane, kNapMs, wait_event, [] { return false; });
 }
 
 // Asked outside of transactions, where no catalog can be read.
@@ -517,8 +503,7 @@ bool MustNotWait()
 // batch larger.
 void WaitForReplicas()
 {
-    if (FlowIsEngaged() && !IsOfSuperuser() &&
-        RequestBitmap::Any(RequestsOf(LaneIndex(*lane)), SessionCount())) {
+    if (FlowIsEngaged() && !IsOfSuperuser() && HasRequests(*lane)) {
         lane->throttled.store(1);
         HoldWorker(MustNotWait);
     }

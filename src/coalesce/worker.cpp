@@ -2,7 +2,7 @@
 
 #include <sched.h>
 
-#include "coalesce/lanes.hpp"
+#include "coalesce/lane_worker.hpp"
 #include "coalesce/large_payload.hpp"
 #include "coalesce/lazy.hpp"
 #include "coalesce/locked_rows.hpp"
@@ -125,19 +125,19 @@ void CollectQueued()
     LWLockRelease(lazy_lock);
 }
 
+// Into the batch, unless `why` says that they are to be given back.
+void TakeInto(uint32_t room, GiveBack why)
+{
+    TakeRequests(*lane, batch.number, &next_session, sessions, room,
+                 [why](RequestSlot *slot, uint32_t session) {
+                     batch.entries[batch.count++] = {slot, session, 0, why, false, false, false, false};
+                 });
+}
+
 // Takes what waits, in addition to what was taken. Returns whether anything is there to do.
 bool Collect()
 {
-    const uint32_t room = MostRequests() > batch.count ? MostRequests() - batch.count : 0;
-    const uint32_t found =
-        RequestBitmap::Drain(RequestsOf(LaneIndex(*lane)), SessionCount(), next_session, sessions, room);
-    for (uint32_t i = 0; i < found; i++) {
-        RequestSlot *slot = &request_slots[sessions[i]];
-        if (slot->Take(batch.number))
-            batch.entries[batch.count++] = {slot,  sessions[i], 0,     GiveBack::kNone,
-                                            false, false,       false, false};
-        next_session = (sessions[i] + 1) % SessionCount();
-    }
+    TakeInto(MostRequests() > batch.count ? MostRequests() - batch.count : 0, GiveBack::kNone);
     return batch.count > 0;
 }
 
@@ -527,27 +527,14 @@ void Work()
 
 // ---- coming and going -----------------------------------------------------------------------------
 
-// Nobody new is served: whoever published before that is given back.
 void LeaveLane()
 {
-    lane->state.store(static_cast<uint32_t>(LaneState::kEnding), std::memory_order_seq_cst);
-    const uint32_t most = static_cast<uint32_t>(kMaxCoalesceBatch);
-    for (uint32_t i = 0; i <= SessionCount() / most; i++) {
+    EndService(lane, [] {
         batch.count = 0;
-        const uint32_t found =
-            RequestBitmap::Drain(RequestsOf(LaneIndex(*lane)), SessionCount(), 0, sessions, most);
-        for (uint32_t j = 0; j < found; j++) {
-            RequestSlot *slot = &request_slots[sessions[j]];
-            if (slot->Take(batch.number))
-                batch.entries[batch.count++] = {slot,  sessions[j], 0,     GiveBack::kWorkerEnding,
-                                                false, false,       false, false};
-        }
+        TakeInto(static_cast<uint32_t>(kMaxCoalesceBatch), GiveBack::kWorkerEnding);
         lane->wake.opening.store(batch.number + 1);
         EndBatch(Verdict::kNotExecuted);
-    }
-    lane->asleep.store(0);
-    lane->pid.store(0);
-    lane->ticket.store(0);
+    });
     const uint32_t rest = FreeLane(lane);
     if (rest > 0)
         ereport(LOG, (errmsg("pg_weir: a coalescing worker ended before %u queued writes were written", rest),
@@ -597,13 +584,8 @@ void SetOwnSettings()
 void Sleep()
 {
     static const uint32 wait_event = NewWaitEvent("WeirCoalescer");
-    ResetLatch(MyLatch);
-    lane->asleep.store(1, std::memory_order_seq_cst);
-    if (!RequestBitmap::Any(RequestsOf(LaneIndex(*lane)), SessionCount()) && lane->stop.load() == 0 &&
-        lane->lazy_arrivals.load(std::memory_order_seq_cst) == arrivals_seen)
-        WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-                  lane->lazy_count.load() > 0 ? kQueuedNapMs : kNapMs, wait_event);
-    lane->asleep.store(0, std::memory_order_relaxed);
+    SleepUntilRung(lane, lane->lazy_count.load() > 0 ? kQueuedNapMs : kNapMs, wait_event,
+                   [] { return lane->lazy_arrivals.load(std::memory_order_seq_cst) != arrivals_seen; });
 }
 
 void WaitForCompany()
@@ -622,12 +604,7 @@ void GatherQueued()
     const uint32_t count = lane->lazy_count.load();
     if (count == 0 || count >= kQueuedCompany || lane->lazy_waiters.load() > 0)
         return;
-    ResetLatch(MyLatch);
-    lane->asleep.store(1, std::memory_order_seq_cst);
-    if (!RequestBitmap::Any(RequestsOf(LaneIndex(*lane)), SessionCount()) && lane->stop.load() == 0 &&
-        !asked_to_end)
-        WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, kGatherMs, PG_WAIT_EXTENSION);
-    lane->asleep.store(0, std::memory_order_relaxed);
+    SleepUntilRung(lane, kGatherMs, PG_WAIT_EXTENSION, [] { return asked_to_end != 0; });
     Collect();
 }
 
@@ -674,7 +651,7 @@ void LetOthersPublish()
     constexpr int kMostYields = 4;
     for (int i = 0; i < kMostYields; i++) {
         const uint32_t before = batch.count;
-        if (before >= lane->present.load(std::memory_order_relaxed) || before >= MostRequests())
+        if (before >= lane->company.present.load(std::memory_order_relaxed) || before >= MostRequests())
             return;
         sched_yield();
         Collect();
@@ -692,7 +669,7 @@ void LetRoundsMerge()
         return;
     for (int i = 0; i < kNaps; i++) {
         const uint32_t before = batch.count;
-        if (before >= lane->peak.load(std::memory_order_relaxed) || before >= MostRequests())
+        if (before >= lane->company.peak.load(std::memory_order_relaxed) || before >= MostRequests())
             return;
         SleepOn(&lane->stop, 0, Min(commit_us / (2 * kNaps), kLongestNapUs));
         Collect();
@@ -710,8 +687,7 @@ bool MustNotWait()
 // batch larger.
 void WaitForReplicas()
 {
-    if (FlowIsEngaged() &&
-        (RequestBitmap::Any(RequestsOf(LaneIndex(*lane)), SessionCount()) || lane->lazy_count.load() > 0)) {
+    if (FlowIsEngaged() && (HasRequests(*lane) || lane->lazy_count.load() > 0)) {
         lane->throttled.store(1);
         HoldWorker(MustNotWait);
     }

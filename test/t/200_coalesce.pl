@@ -330,13 +330,25 @@ is($admin->value('SELECT v FROM counters WHERE id = 50') - $sum, 3 * 1800, 'ever
 cmp_ok(coalesced('folded'), '>', 0, 'some were folded');
 
 # They hold no slot, and are at work all the same: logins are paced for them.
-{
-	my $output = '';
-	my $run = IPC::Run::start([ @pgbench[ 0 .. $#pgbench - 4 ], '-c', 24, '-T', 60, 'postgres' ], '>&', \$output);
-	poll_until('sessions whose statements are coalesced count as established',
-		sub { $admin->value('SELECT established >= 20 FROM weir.startup_limit') eq 't' });
-	$run->kill_kill;
-}
+my $output = '';
+my $load = IPC::Run::start([ @pgbench[ 0 .. $#pgbench - 4 ], '-c', 24, '-T', 120, 'postgres' ], '>&', \$output);
+poll_until('sessions whose statements are coalesced count as established',
+	sub { $admin->value('SELECT established >= 20 FROM weir.startup_limit') eq 't' });
+
+# Where flushes are slow, those just answered are waited for: two rounds that take turns would be 12 in each batch.
+reconfigure($admin, 'fsync' => 'on', 'commit_delay' => 20_000, 'commit_siblings' => 0);
+my @last = (0, 0);
+poll_until(
+	'rounds of clients become one',
+	sub {
+		my @now = map { coalesced($_, 'counters') } qw(requests batches);
+		my ($requests, $batches) = map { $now[$_] - $last[$_] } 0, 1;
+		return 0 if $batches < 20;
+		@last = @now;
+		return $requests >= 18 * $batches;
+	});
+$load->kill_kill;
+reconfigure($admin, 'commit_delay' => 0, 'fsync' => 'off');
 
 # ---- databases come and go
 
