@@ -18,6 +18,7 @@
 extern "C" {
 #include "access/transam.h"
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "executor/instrument.h"
 #include "libpq/pqcomm.h"
 #include "nodes/execnodes.h"
@@ -58,11 +59,27 @@ constexpr int64_t kUnattendedUs = 60 * USECS_PER_SEC;
 // Where we are counted as present, until our transaction ends.
 Company *present_in = nullptr;
 
+// Where the WAL ended that this transaction had written when a worker had its rows; 0: none has.
+XLogRecPtr left_to_worker = InvalidXLogRecPtr;
+
+// Not when somebody else's hook has written since.
+void SkipFlush()
+{
+    if (left_to_worker == InvalidXLogRecPtr || left_to_worker != XactLastRecEnd)
+        return;
+    set_config_option("synchronous_commit", "off", PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0,
+                      false);
+    DisregardCommit();
+}
+
 void OnTransactionEnd(XactEvent event, void *)
 {
+    if (event == XACT_EVENT_PRE_COMMIT)
+        SkipFlush();
     if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT)
         return;
     FreeOwnLargePayloads();
+    left_to_worker = InvalidXLogRecPtr;
     if (present_in != nullptr)
         present_in->Leave();
     present_in = nullptr;
@@ -332,11 +349,8 @@ bool IsCompany(uint32_t clients, bool inserts)
 
 void CommitWithoutFlush()
 {
-    if (!TransactionIdIsValid(GetTopTransactionIdIfAny()))
-        return;
-    set_config_option("synchronous_commit", "off", PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0,
-                      false);
-    DisregardCommit();
+    if (TransactionIdIsValid(GetTopTransactionIdIfAny()))
+        left_to_worker = XactLastRecEnd;
 }
 
 namespace
