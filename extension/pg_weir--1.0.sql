@@ -352,6 +352,7 @@ CREATE FUNCTION weir.stat_coalesce(
     OUT declined_by_reason jsonb,
     OUT not_executed bigint,
     OUT not_executed_by_reason jsonb,
+    OUT flushed_by_reason jsonb,
     OUT batch_p50 integer,
     OUT batch_p95 integer,
     OUT batch_p99 integer,
@@ -418,6 +419,7 @@ COMMENT ON COLUMN weir.stat_coalesce.declined IS 'statements that were not sent 
 COMMENT ON COLUMN weir.stat_coalesce.declined_by_reason IS 'these by reason: see docs/coalescing.md';
 COMMENT ON COLUMN weir.stat_coalesce.not_executed IS 'statements that a worker gave back, and that ran in their own session then';
 COMMENT ON COLUMN weir.stat_coalesce.not_executed_by_reason IS 'these by reason';
+COMMENT ON COLUMN weir.stat_coalesce.flushed_by_reason IS 'batches by why they were begun: drained (nobody more came), complete (all who were at it were in it), full (weir.coalesce_max_batch), delay (weir.coalesce_max_delay, or half a slow commit), queued (nothing but what was answered already), alone (a queued statement that had failed among others), ending (the worker ends)';
 COMMENT ON COLUMN weir.stat_coalesce.batch_p50 IS 'median number of statements in a batch';
 COMMENT ON COLUMN weir.stat_coalesce.batch_p95 IS '95th percentile of that number';
 COMMENT ON COLUMN weir.stat_coalesce.batch_p99 IS '99th percentile of that number';

@@ -70,6 +70,14 @@ const char *GiveBackName(GiveBack why) noexcept
     return give_back_names[static_cast<size_t>(why)];
 }
 
+const char *FlushReasonName(FlushReason why) noexcept
+{
+    static constexpr const char *names[] = {"none",  "drained", "complete", "full",
+                                            "delay", "queued",  "alone",    "ending"};
+    static_assert(sizeof(names) / sizeof(names[0]) == static_cast<size_t>(FlushReason::kCount));
+    return names[static_cast<size_t>(why)];
+}
+
 void TableStatistics::Reset() noexcept
 {
     for (std::atomic<uint64_t> *counter :
@@ -78,6 +86,8 @@ void TableStatistics::Reset() noexcept
     for (std::atomic<uint64_t> &counter : declined)
         counter.store(0, std::memory_order_relaxed);
     for (std::atomic<uint64_t> &counter : given_back)
+        counter.store(0, std::memory_order_relaxed);
+    for (std::atomic<uint64_t> &counter : flushes)
         counter.store(0, std::memory_order_relaxed);
     batch_requests.Reset();
     waits.Reset();

@@ -53,6 +53,22 @@ const char *DeclineName(Decline why) noexcept;
 const char *DeclineDetail(Decline why) noexcept;
 const char *GiveBackName(GiveBack why) noexcept;
 
+// Why a worker began its batch and did not wait for more. The names are in the view weir.stat_coalesce, and
+// in docs/coalescing.md.
+enum class FlushReason : uint8_t {
+    kNone,
+    kDrained,
+    kComplete,
+    kFull,
+    kDelay,
+    kQueued,
+    kAlone,
+    kEnding,
+    kCount
+};
+
+const char *FlushReasonName(FlushReason why) noexcept;
+
 enum class LaneState : uint32_t { kFree, kWanted, kStarting, kRunning, kEnding };
 
 struct alignas(128) Lane {
@@ -115,8 +131,9 @@ struct TableStatistics {
     std::atomic<uint32_t> unwritten; // queued ones that are neither written nor failed; not reset
     std::atomic<uint64_t> declined[static_cast<size_t>(Decline::kCount)];
     std::atomic<uint64_t> given_back[static_cast<size_t>(GiveBack::kCount)];
-    Histogram batch_requests; // requests of a batch
-    Histogram waits;          // from publishing to the answer
+    std::atomic<uint64_t> flushes[static_cast<size_t>(FlushReason::kCount)]; // batches by reason
+    Histogram batch_requests;                                                // requests of a batch
+    Histogram waits;                                                         // from publishing to the answer
 
     void Reset() noexcept;
 };

@@ -66,7 +66,8 @@ Batch batch;
 uint32_t next_session = 0; // where the next scan begins
 uint32_t careful = 0;
 int64_t batch_began = 0;
-int64_t commit_us = 0; // of a commit, smoothed
+int64_t commit_us = 0;                  // of a commit, smoothed
+FlushReason flush = FlushReason::kNone; // of the batch that is begun next
 uint32_t *sessions = nullptr;
 
 uint32_t alone[kAlonePerRound]; // of lazy_slots: to be executed by themselves after the batch
@@ -165,6 +166,7 @@ void CountBatch(uint32_t *of_table)
             continue;
         TableStatistics &table = shared->coalescing.tables[i];
         table.batches.fetch_add(1, std::memory_order_relaxed);
+        table.flushes[static_cast<size_t>(flush)].fetch_add(1, std::memory_order_relaxed);
         table.batch_requests.Record(of_table[i]);
         of_table[i] = 0;
     }
@@ -492,6 +494,7 @@ void RunAlone(uint32_t index)
     batch.entries[0] = {&lazy_slots[index], index, 0, GiveBack::kNone, false, false, true, false};
     batch.count = 1;
     batch.checks_unique = false;
+    flush = FlushReason::kAlone;
     lane->wake.opening.store(batch.number + 1, std::memory_order_seq_cst);
     PlanBatch();
     UseSynchronousCommit(SYNCHRONOUS_COMMIT_LOCAL_FLUSH);
@@ -596,6 +599,7 @@ void WaitForCompany()
     WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, settings.coalesce_max_delay_ms,
               PG_WAIT_EXTENSION);
     Collect();
+    flush = batch.count < MostRequests() ? FlushReason::kDelay : FlushReason::kFull;
 }
 
 // Nobody waits for what was answered already: a few of them are not worth a flush yet.
@@ -605,7 +609,8 @@ void GatherQueued()
     if (count == 0 || count >= kQueuedCompany || lane->lazy_waiters.load() > 0)
         return;
     SleepUntilRung(lane, kGatherMs, PG_WAIT_EXTENSION, [] { return asked_to_end != 0; });
-    Collect();
+    if (Collect())
+        flush = FlushReason::kDrained;
 }
 
 void MindInterrupts()
@@ -628,11 +633,21 @@ void WriteTheRest()
         MindInterrupts();
         Collect();
         CollectQueued();
+        flush = FlushReason::kEnding;
         if (batch.count > 0 || alone_count > 0)
             Work();
         else
             Sleep();
     }
+}
+
+// Whether nothing is gained by waiting: `clients` that are at it are in the batch, or it is full.
+bool HasAll(uint32_t clients)
+{
+    flush = batch.count >= MostRequests() ? FlushReason::kFull
+            : batch.count >= clients      ? FlushReason::kComplete
+                                          : FlushReason::kDrained;
+    return flush != FlushReason::kDrained;
 }
 
 // When a request wakes the worker, it does not take the processor from a client that is about to publish
@@ -651,7 +666,7 @@ void LetOthersPublish()
     constexpr int kMostYields = 4;
     for (int i = 0; i < kMostYields; i++) {
         const uint32_t before = batch.count;
-        if (before >= lane->company.present.load(std::memory_order_relaxed) || before >= MostRequests())
+        if (HasAll(lane->company.present.load(std::memory_order_relaxed)))
             return;
         sched_yield();
         Collect();
@@ -669,13 +684,14 @@ void LetRoundsMerge()
         return;
     for (int i = 0; i < kNaps; i++) {
         const uint32_t before = batch.count;
-        if (before >= lane->company.peak.load(std::memory_order_relaxed) || before >= MostRequests())
+        if (HasAll(lane->company.peak.load(std::memory_order_relaxed)))
             return;
         SleepOn(&lane->stop, 0, Min(commit_us / (2 * kNaps), kLongestNapUs));
         Collect();
         if (batch.count == before)
             return;
     }
+    flush = FlushReason::kDelay;
 }
 
 bool MustNotWait()
@@ -709,6 +725,8 @@ void Serve()
             GatherQueued();
         WaitForCompany();
         lane->throttled.store(0);
+        if (batch.count == 0)
+            flush = FlushReason::kQueued;
         CollectQueued();
         if (batch.count == 0 && alone_count == 0) {
             if (GetCurrentTimestamp() - idle_since > kIdleUs && lane->lazy_count.load() == 0)

@@ -15,12 +15,20 @@ namespace weir
 namespace
 {
 
-// Names and counts of what was counted, as jsonb; and their sum.
-template <typename Reason, size_t kCount>
-uint64_t PutReasons(Row *row, const std::atomic<uint64_t> (&counters)[kCount],
-                    const char *(*name)(Reason) noexcept)
+template <size_t kCount> uint64_t SumOf(const std::atomic<uint64_t> (&counters)[kCount])
 {
     uint64_t sum = 0;
+    for (const std::atomic<uint64_t> &counter : counters)
+        sum += counter.load(std::memory_order_relaxed);
+    return sum;
+}
+
+// Names and counts of what was counted, as jsonb.
+template <typename Reason, size_t kCount>
+void PutByReason(Row *row, const std::atomic<uint64_t> (&counters)[kCount],
+                 const char *(*name)(Reason) noexcept)
+{
+    const char *separator = "";
     StringInfoData text;
     initStringInfo(&text);
     appendStringInfoChar(&text, '{');
@@ -28,14 +36,20 @@ uint64_t PutReasons(Row *row, const std::atomic<uint64_t> (&counters)[kCount],
         const uint64_t count = counters[i].load(std::memory_order_relaxed);
         if (count == 0)
             continue;
-        appendStringInfo(&text, "%s\"%s\": " UINT64_FORMAT, sum == 0 ? "" : ", ",
-                         name(static_cast<Reason>(i)), count);
-        sum += count;
+        appendStringInfo(&text, "%s\"%s\": " UINT64_FORMAT, separator, name(static_cast<Reason>(i)), count);
+        separator = ", ";
     }
     appendStringInfoChar(&text, '}');
-    row->PutCount(sum);
     row->Put(DirectFunctionCall1(jsonb_in, CStringGetDatum(text.data)));
-    return sum;
+}
+
+// Their sum, too.
+template <typename Reason, size_t kCount>
+void PutReasons(Row *row, const std::atomic<uint64_t> (&counters)[kCount],
+                const char *(*name)(Reason) noexcept)
+{
+    row->PutCount(SumOf(counters));
+    PutByReason(row, counters, name);
 }
 
 void PutSizes(Row *row, const HistogramSnapshot &sizes)
@@ -66,6 +80,7 @@ void AddTable(ReturnSetInfo *result, const TableStatistics &table)
     row.PutCount(table.failed.load(std::memory_order_relaxed));
     PutReasons<Decline>(&row, table.declined, DeclineName);
     PutReasons<GiveBack>(&row, table.given_back, GiveBackName);
+    PutByReason<FlushReason>(&row, table.flushes, FlushReasonName);
     // A histogram is long: not on the stack beside the executor.
     auto *snapshot = static_cast<HistogramSnapshot *>(palloc(sizeof(HistogramSnapshot)));
     *snapshot = table.batch_requests.Snapshot();

@@ -241,6 +241,8 @@ void WriteCoalescing(MetricsText *text)
     text->Counter("pg_weir_coalesce_not_executed_total",
                   "Statements that a worker gave back to their session, by reason.");
     WriteTableReasons<GiveBack>(text, &TableStatistics::given_back, GiveBackName);
+    text->Counter("pg_weir_coalesce_flushes_total", "Batches, by why they were begun.");
+    WriteTableReasons<FlushReason>(text, &TableStatistics::flushes, FlushReasonName);
     text->HistogramOf("pg_weir_coalesce_batch_requests", "Statements in a batch.");
     text->Sizes(OfAllTables(&TableStatistics::batch_requests));
     text->HistogramOf("pg_weir_coalesce_wait_seconds",

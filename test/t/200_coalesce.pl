@@ -347,7 +347,10 @@ poll_until(
 		@last = @now;
 		return $requests >= 18 * $batches;
 	});
+cmp_ok(coalesced(q{flushed_by_reason ->> 'complete'}, 'counters'), '>', 0, 'why batches were begun is counted');
 $load->kill_kill;
+poll_until('each has its reason',
+	sub { coalesced('(SELECT sum(n::bigint) FROM jsonb_each_text(flushed_by_reason) AS f(reason, n)) - batches') == 0 });
 reconfigure($admin, 'commit_delay' => 0, 'fsync' => 'off');
 
 # ---- databases come and go
