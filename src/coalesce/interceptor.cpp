@@ -60,12 +60,12 @@ constexpr int64_t kUnattendedUs = 60 * USECS_PER_SEC;
 Company *present_in = nullptr;
 
 // Where the WAL ended that this transaction had written when a worker had its rows; 0: none has.
-XLogRecPtr left_to_worker = InvalidXLogRecPtr;
+XLogRecPtr written_until = InvalidXLogRecPtr;
 
 // Not when somebody else's hook has written since.
 void SkipFlush()
 {
-    if (left_to_worker == InvalidXLogRecPtr || left_to_worker != XactLastRecEnd)
+    if (written_until == InvalidXLogRecPtr || written_until != XactLastRecEnd)
         return;
     set_config_option("synchronous_commit", "off", PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0,
                       false);
@@ -79,7 +79,7 @@ void OnTransactionEnd(XactEvent event, void *)
     if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT)
         return;
     FreeOwnLargePayloads();
-    left_to_worker = InvalidXLogRecPtr;
+    written_until = InvalidXLogRecPtr;
     if (present_in != nullptr)
         present_in->Leave();
     present_in = nullptr;
@@ -350,7 +350,7 @@ bool IsCompany(uint32_t clients, bool inserts)
 void CommitWithoutFlush()
 {
     if (TransactionIdIsValid(GetTopTransactionIdIfAny()))
-        left_to_worker = XactLastRecEnd;
+        written_until = XactLastRecEnd;
 }
 
 namespace
@@ -431,8 +431,8 @@ bool MustNotWaitForReplicas()
 bool MayBeCoalesced(const QueryDesc *query_desc)
 {
     const Node *plan = reinterpret_cast<const Node *>(query_desc->plannedstmt->planTree);
-    if (CurrentMode() != Mode::kEnforce || !settings.coalesce || plan == nullptr || !IsA(plan, ModifyTable) ||
-        MustNotWaitForReplicas())
+    if (CurrentMode() != Mode::kEnforce || !settings.coalesce || !IsClientBackend() || plan == nullptr ||
+        !IsA(plan, ModifyTable) || MustNotWaitForReplicas())
         return false;
     const auto *modify = reinterpret_cast<const ModifyTable *>(plan);
     const RangeTblEntry *table =
