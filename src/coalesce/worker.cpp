@@ -641,13 +641,21 @@ void WriteTheRest()
     }
 }
 
-// Whether nothing is gained by waiting: `clients` that are at it are in the batch, or it is full.
-bool HasAll(uint32_t clients)
+// Takes more, as long as a pause brings some. Returns why not to wait any longer.
+template <typename Pause> FlushReason TakeMore(int pauses, const std::atomic<uint32_t> &clients, Pause pause)
 {
-    flush = batch.count >= MostRequests() ? FlushReason::kFull
-            : batch.count >= clients      ? FlushReason::kComplete
-                                          : FlushReason::kDrained;
-    return flush != FlushReason::kDrained;
+    for (int i = 0; i < pauses; i++) {
+        const uint32_t before = batch.count;
+        if (before >= MostRequests())
+            return FlushReason::kFull;
+        if (before >= clients.load(std::memory_order_relaxed))
+            return FlushReason::kComplete;
+        pause();
+        Collect();
+        if (batch.count == before)
+            return FlushReason::kDrained;
+    }
+    return FlushReason::kDelay;
 }
 
 // When a request wakes the worker, it does not take the processor from a client that is about to publish
@@ -660,19 +668,13 @@ void LetClientsGoFirst()
 #endif
 }
 
-// The same, where it has the processor already.
+// The same, where it has the processor already. That is no delay.
 void LetOthersPublish()
 {
     constexpr int kMostYields = 4;
-    for (int i = 0; i < kMostYields; i++) {
-        const uint32_t before = batch.count;
-        if (HasAll(lane->company.present.load(std::memory_order_relaxed)))
-            return;
-        sched_yield();
-        Collect();
-        if (batch.count == before)
-            return;
-    }
+    flush = TakeMore(kMostYields, lane->company.present, [] { sched_yield(); });
+    if (flush == FlushReason::kDelay)
+        flush = FlushReason::kDrained;
 }
 
 // Those who were answered last are on their way while the worker begins with those who came meanwhile: two
@@ -680,18 +682,9 @@ void LetOthersPublish()
 // letting the rounds become one, as commit_delay does; PostgreSQL's manual has half of a flush for that.
 void LetRoundsMerge()
 {
-    if (commit_us < kSlowCommitUs)
-        return;
-    for (int i = 0; i < kNaps; i++) {
-        const uint32_t before = batch.count;
-        if (HasAll(lane->company.peak.load(std::memory_order_relaxed)))
-            return;
-        SleepOn(&lane->stop, 0, Min(commit_us / (2 * kNaps), kLongestNapUs));
-        Collect();
-        if (batch.count == before)
-            return;
-    }
-    flush = FlushReason::kDelay;
+    if (commit_us >= kSlowCommitUs)
+        flush = TakeMore(kNaps, lane->company.peak,
+                         [] { SleepOn(&lane->stop, 0, Min(commit_us / (2 * kNaps), kLongestNapUs)); });
 }
 
 bool MustNotWait()

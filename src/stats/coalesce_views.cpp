@@ -15,41 +15,36 @@ namespace weir
 namespace
 {
 
-template <size_t kCount> uint64_t SumOf(const std::atomic<uint64_t> (&counters)[kCount])
-{
-    uint64_t sum = 0;
-    for (const std::atomic<uint64_t> &counter : counters)
-        sum += counter.load(std::memory_order_relaxed);
-    return sum;
-}
-
-// Names and counts of what was counted, as jsonb.
+// Names and counts of what was counted, as jsonb. Adds them up in `*sum`.
 template <typename Reason, size_t kCount>
-void PutByReason(Row *row, const std::atomic<uint64_t> (&counters)[kCount],
-                 const char *(*name)(Reason) noexcept)
+Datum ByReason(const std::atomic<uint64_t> (&counters)[kCount], const char *(*name)(Reason) noexcept,
+               uint64_t *sum)
 {
-    const char *separator = "";
     StringInfoData text;
     initStringInfo(&text);
     appendStringInfoChar(&text, '{');
+    *sum = 0;
     for (size_t i = 0; i < kCount; i++) {
         const uint64_t count = counters[i].load(std::memory_order_relaxed);
         if (count == 0)
             continue;
-        appendStringInfo(&text, "%s\"%s\": " UINT64_FORMAT, separator, name(static_cast<Reason>(i)), count);
-        separator = ", ";
+        appendStringInfo(&text, "%s\"%s\": " UINT64_FORMAT, *sum == 0 ? "" : ", ",
+                         name(static_cast<Reason>(i)), count);
+        *sum += count;
     }
     appendStringInfoChar(&text, '}');
-    row->Put(DirectFunctionCall1(jsonb_in, CStringGetDatum(text.data)));
+    return DirectFunctionCall1(jsonb_in, CStringGetDatum(text.data));
 }
 
-// Their sum, too.
+// The sum, and its parts.
 template <typename Reason, size_t kCount>
 void PutReasons(Row *row, const std::atomic<uint64_t> (&counters)[kCount],
                 const char *(*name)(Reason) noexcept)
 {
-    row->PutCount(SumOf(counters));
-    PutByReason(row, counters, name);
+    uint64_t sum;
+    const Datum parts = ByReason(counters, name, &sum);
+    row->PutCount(sum);
+    row->Put(parts);
 }
 
 void PutSizes(Row *row, const HistogramSnapshot &sizes)
@@ -80,7 +75,8 @@ void AddTable(ReturnSetInfo *result, const TableStatistics &table)
     row.PutCount(table.failed.load(std::memory_order_relaxed));
     PutReasons<Decline>(&row, table.declined, DeclineName);
     PutReasons<GiveBack>(&row, table.given_back, GiveBackName);
-    PutByReason<FlushReason>(&row, table.flushes, FlushReasonName);
+    uint64_t batches; // shown above, as they were then
+    row.Put(ByReason(table.flushes, FlushReasonName, &batches));
     // A histogram is long: not on the stack beside the executor.
     auto *snapshot = static_cast<HistogramSnapshot *>(palloc(sizeof(HistogramSnapshot)));
     *snapshot = table.batch_requests.Snapshot();
