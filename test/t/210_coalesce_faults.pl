@@ -189,8 +189,12 @@ foreach my $number (1 .. $kills)
 	@deck = List::Util::shuffle(sort keys %kill) unless @deck;
 	survives($clients, pop @deck, $number);
 }
+
+# A crash resets the counts, and the last hundred writes may have come before there was a worker again.
+$clients->go;
+poll_until('they are coalesced again', sub { !grep { coalesced_requests(admin(), $_) < 500 } @tables }) unless $ENV{WITHOUT_COALESCING};
+$clients->is_right('coalesced again after the kills');
 $clients->stop;
-is_coalesced(admin(), 'faults_rows', 1);
 
 # ---- answered when queued: only a crash loses, and no more than the queue holds
 
