@@ -39,6 +39,11 @@ double Larger(double a, double b) noexcept
     return a > b ? a : b;
 }
 
+double Smaller(double a, double b) noexcept
+{
+    return a < b ? a : b;
+}
+
 double WholeCost(const StartupPace &pace) noexcept
 {
     return pace.cost_s > 0 ? pace.cost_s * kWholeLogin : kGuessedCost * kWholeLogin;
@@ -49,6 +54,7 @@ void Take(StartupPace *pace, const StartupBounds &bounds, const StartupSample &s
     const double left = 1 - sample.established / bounds.cores;
     const double idle = sample.cpu_idle >= 0 ? sample.cpu_idle : Larger(left, 0);
     pace->established = Smooth(pace->established, sample.established, steps);
+    pace->guarded = Smooth(pace->guarded, Smaller(sample.established, kCrowd), steps);
     pace->idle = Smooth(pace->idle, idle, steps);
     if (sample.finished > 0) {
         const double cost = sample.cpu_s / static_cast<double>(sample.finished);
@@ -82,7 +88,7 @@ double StartupPaceUpdate(StartupPace *pace, const StartupBounds &bounds, const S
     const double steps = StepsOf(sample);
     Take(pace, bounds, sample, steps);
     const double most = 2 * bounds.cores / WholeCost(*pace);
-    if (pace->established < kNobody) {
+    if (pace->guarded < kNobody) {
         pace->rate = 0;
         pace->reason = StartupReason::kFree;
         return 0;

@@ -29,6 +29,9 @@ namespace weir
 {
 
 constexpr uint32_t kStartupsPerCore = 4;
+// So many are protected like more, and hundreds that left are not remembered for longer than these: they may
+// be who comes back.
+constexpr double kCrowd = 4;
 
 // One control interval, about 100 ms. A longer one counts for as many: a second without anybody at work ends
 // the pace.
@@ -63,6 +66,7 @@ struct StartupPace {
     double rate; // logins a second; 0: not paced
     StartupReason reason;
     double established; // smoothed, like all that follow
+    double guarded;     // the same of at most kCrowd at a time: for how long they are remembered
     double idle;
     double cost_s;      // processor time of a login; 0: not known
     double served_rate; // logins a second

@@ -188,6 +188,22 @@ TEST(StartupPace, ALongIntervalCountsForAsManyAsItIs)
     EXPECT_GT(pace.rate, 3.5 * machine.pace.rate);
 }
 
+// An application of hundreds of connections that is started again: it finds nobody to be slowed for.
+TEST(StartupPace, HundredsWhoLeftAreForgottenInASecond)
+{
+    Machine machine;
+    machine.wanted = 512;
+    machine.For(5);
+    ASSERT_GT(machine.pace.rate, 0);
+    StartupSample sample = {};
+    sample.interval_s = 0.1;
+    sample.cpu_idle = 1;
+    for (int i = 0; i < 10; i++)
+        StartupPaceUpdate(&machine.pace, machine.bounds, sample);
+    EXPECT_EQ(machine.pace.rate, 0);
+    EXPECT_EQ(machine.pace.reason, StartupReason::kFree);
+}
+
 TEST(StartupPace, WorksWithoutTheIdleShare)
 {
     Machine machine;
