@@ -1,6 +1,11 @@
 #include "pg/together.hpp"
 
-#ifdef __linux__
+// -DWEIR_WAKE_BY_LATCH: the portable way on Linux too, to compile and to measure it.
+#if defined(__linux__) && !defined(WEIR_WAKE_BY_LATCH)
+#define WEIR_WAKE_BY_FUTEX
+#endif
+
+#ifdef WEIR_WAKE_BY_FUTEX
 #include <ctime>
 #include <linux/futex.h>
 #include <sys/syscall.h>
@@ -17,7 +22,7 @@ extern "C" {
 namespace weir
 {
 
-#ifdef __linux__
+#ifdef WEIR_WAKE_BY_FUTEX
 
 static_assert(sizeof(std::atomic<uint32_t>) == sizeof(uint32_t));
 
