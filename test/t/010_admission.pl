@@ -276,14 +276,15 @@ reconfigure($admin, 'weir.idle_yield' => -1);
 
 # ---- a wait for a synchronous standby lends
 
-reconfigure($admin, 'synchronous_standby_names' => 'nobody');
+set_standbys($node, 'nobody');
 $holder->send('INSERT INTO t VALUES (1)');
 poll_until('it waits for the standby',
 	sub { $admin->value("SELECT wait_event FROM pg_stat_activity WHERE pid = " . $holder->pid) eq 'SyncRep' });
 reconfigure($admin, 'weir.idle_yield' => '5ms');
 answers_at_once($session, 'SELECT 1', 'a transaction that waits for a standby lends its slot');
 is($holder->state($admin), 'lent', 'weir.activity shows it');
-reconfigure($admin, 'synchronous_standby_names' => '', 'weir.idle_yield' => -1);
+set_standbys($node, '');
+reconfigure($admin, 'weir.idle_yield' => -1);
 is($holder->answer->{code}, '', 'its COMMIT ends');
 nothing_left($admin, 'after the wait for a standby');
 

@@ -127,25 +127,18 @@ is($admin->value('SELECT n FROM large WHERE k = 2'), 3, 'what did not fail was d
 
 # ---- a client that leaves while its batch waits for a standby: the worker frees what it left
 
-sub set_standbys
-{
-	my ($names) = @_;
-	$admin->query($_) foreach "ALTER SYSTEM SET synchronous_standby_names = '$names'", 'SELECT pg_reload_conf()';
-	return poll_until('standbys are set', sub { $admin->value('SHOW synchronous_standby_names') eq $names });
-}
 $admin->query('SET synchronous_commit = local');
-set_standbys('nobody');
+set_standbys($node, 'nobody');
 $app->send(insert());
 poll_until(
 	'its batch waits for a standby',
 	sub {
-		$app->answer && $app->send(insert()) if $app->answered;    # the checkpointer had not told yet
 		$admin->value("SELECT count(*) FROM pg_stat_activity WHERE pid = $worker AND wait_event = 'SyncRep'");
 	});
 $admin->query("SELECT pg_terminate_backend($app->{pid})");
 poll_until('the session is gone', sub { !$admin->value("SELECT count(*) FROM pg_stat_activity WHERE pid = $app->{pid}") });
 is(memory('in_use'), 1, 'the worker may still read the request of a client that has left');
-set_standbys('');
+set_standbys($node, '');
 is_empty('a client has left');
 $app = app_of($node);
 

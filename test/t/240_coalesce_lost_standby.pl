@@ -21,7 +21,6 @@ my $admin = admin_of($node);
 $admin->query($_) foreach
   'CREATE TABLE counters (id int PRIMARY KEY, v int NOT NULL)', 'INSERT INTO counters SELECT g, 0 FROM generate_series(1, 9) g',
   'CREATE TABLE held (id int PRIMARY KEY, v int)', 'INSERT INTO held VALUES (1, 0)',
-  'CREATE TABLE probes (v int)', 'INSERT INTO probes VALUES (0)',
   'GRANT ALL ON ALL TABLES IN SCHEMA public TO app';
 opt_in($admin, 'counters', 'held');
 
@@ -29,40 +28,6 @@ sub workers
 {
 	my ($condition) = @_;
 	return $admin->value("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'pg_weir coalescer' AND $condition");
-}
-
-sub set_standbys
-{
-	my ($names) = @_;
-	$admin->query("ALTER SYSTEM SET synchronous_standby_names = '$names'");
-	$admin->query('SELECT pg_reload_conf()');
-	my $fresh;
-	poll_until(
-		"synchronous_standby_names = '$names'",
-		sub { $fresh = admin_of($node); my $seen = $fresh->value('SHOW synchronous_standby_names') eq $names; $fresh->close; $seen });
-	in_force($names ne '');
-	return;
-}
-
-# The checkpointer tells the others, when it comes to it: until then commits do as before.
-sub in_force
-{
-	my ($waits) = @_;
-	my $probe = admin_of($node);
-	my $pid = $probe->value('SELECT pg_backend_pid()');
-	poll_until(
-		'the setting is in force',
-		sub {
-			$probe->send('UPDATE probes SET v = v + 1');
-			my $waiting = 0;
-			poll_until('a commit waits, or does not',
-				sub { $probe->answered || ($waiting = $admin->value("SELECT wait_event = 'SyncRep' FROM pg_stat_activity WHERE pid = $pid") eq 't') });
-			$admin->query("SELECT pg_cancel_backend($pid)") if $waiting;
-			$probe->answer;
-			return $waiting == $waits;
-		});
-	$probe->close;
-	return;
 }
 
 # A worker is there, and so many write at once that it is worth its while: they wait for a row that $holder has.
@@ -90,7 +55,7 @@ sub send_into_the_wait
 	return;
 }
 
-set_standbys('nobody');
+set_standbys($node, 'nobody');
 my $pid = $app->value('SELECT pg_backend_pid()');
 send_into_the_wait($app, 1);
 is($admin->value("SELECT wait_event_type FROM pg_stat_activity WHERE pid = $pid"), 'Extension', 'the session waits for the worker');
@@ -98,7 +63,7 @@ $admin->query("SELECT pg_terminate_backend($pid)");
 poll_until('the session has ended', sub { $admin->value("SELECT count(*) FROM pg_stat_activity WHERE pid = $pid") == 0 });
 is(workers("wait_event = 'SyncRep'"), 1, 'a session that waits with its batch for a standby can be terminated; the batch waits on');
 
-set_standbys('');
+set_standbys($node, '');
 poll_until('the batch is committed', sub { $admin->value('SELECT v FROM counters WHERE id = 1') == 1 });
 pass('what it wrote was committed');
 
@@ -109,18 +74,18 @@ $_->query('UPDATE counters SET v = v + 1 WHERE id = 2') foreach @others;
 is($admin->value(q{SELECT requests FROM weir.stat_coalesce WHERE relation = 'counters'::regclass}) - $before, 3,
 	'its request slot serves the next');
 
-set_standbys('nobody');
+set_standbys($node, 'nobody');
 send_into_the_wait($others[1], 4);
 $admin->query(q{SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE backend_type = 'pg_weir coalescer'});
 is($others[1]->answer->{tag}, 'UPDATE 1', 'the wait is cancelled: done, as on the ordinary path');
 send_into_the_wait($others[2], 5);
 $admin->query(q{SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'pg_weir coalescer'});
 is($others[2]->answer->{code}, '40003', 'the worker is terminated in it: nobody knows');
-set_standbys('');
+set_standbys($node, '');
 await_worker($others[1]);
 is($admin->value('SELECT count(*) FROM counters WHERE id IN (4, 5) AND v = 1'), 2, 'both are committed here');
 
-set_standbys('nobody');
+set_standbys($node, 'nobody');
 send_into_the_wait($others[0], 3);
 $node->stop('fast');
 pass('a fast shutdown does not wait for the standby');

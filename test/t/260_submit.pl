@@ -457,25 +457,14 @@ note(sprintf '%.1f s', Time::HiRes::time() - $began);
 
 # ---- a standby that never answers
 
-sub set_standbys
-{
-	my ($names) = @_;
-	$admin->query($_) foreach "ALTER SYSTEM SET synchronous_standby_names = '$names'", 'SELECT pg_reload_conf()';
-	poll_until("synchronous_standby_names = '$names'", sub {
-		my $fresh = admin_of($node);
-		my $seen = $fresh->value('SHOW synchronous_standby_names');
-		$fresh->close;
-		return $seen eq $names; });
-	return;
-}
 $sum = $admin->value('SELECT sum(v) FROM held WHERE id > 5');
 my $unsure = unit('UPDATE held SET v = v + 1 WHERE id > 5', key => 'unsure');
-set_standbys('nobody');
+set_standbys($node, 'nobody');
 $apps[9]->send($unsure);
 poll_until('the worker waits for a standby', sub { workers("wait_event = 'SyncRep'") == 1 });
 $admin->query('SELECT pg_terminate_backend(' . worker_pid() . ')');
 is($apps[9]->answer->{code}, '40003', 'its worker was ended while it waited: nobody knows');
-set_standbys('');
+set_standbys($node, '');
 is($apps[9]->value($unsure), 4, 'tried again with the same key: the first outcome');
 is($admin->value('SELECT sum(v) FROM held WHERE id > 5'), $sum + 4, 'executed once');
 

@@ -16,7 +16,7 @@ use Time::HiRes ();
 our @EXPORT = qw(gated_node admin_of app_of reconfigure admission poll_until happens_within wait_for_waiting waits_long_enough
   answers_at_once waits_for_slot is_refused nothing_left startup_value startups_waiting wait_for_startups
   occupy_startup queue_startups no_startups_left
-  skip_without_coalescing opt_in is_coalesced coalesced_requests no_warnings);
+  set_standbys skip_without_coalescing opt_in is_coalesced coalesced_requests no_warnings);
 
 # PostgreSQL::Test::Utils sends what a test dies of to its log file alone.
 $SIG{__DIE__} = sub { diag(Carp::longmess($_[0])) if defined $^S && !$^S };
@@ -83,6 +83,29 @@ sub reconfigure
 				FROM weir.stat_class c, pg_stat_activity s
 				WHERE c.class = 'default' AND s.backend_type = 'pg_weir launcher'") eq 't';
 		});
+	return;
+}
+
+# Synchronous standbys, none of which is there; returns when commits wait for them, or with '' when none does any more. The
+# checkpointer tells the others, when it comes to it: until then commits do as before.
+sub set_standbys
+{
+	my ($node, $names) = @_;
+	my ($admin, $probe) = map { admin_of($node) } 1 .. 2;
+	my $pid = $probe->value('SELECT pg_backend_pid()');
+	$admin->query($_) foreach "ALTER SYSTEM SET synchronous_standby_names = '$names'", 'SELECT pg_reload_conf()';
+	poll_until(
+		"synchronous_standby_names = '$names' is in force",
+		sub {
+			$probe->send(q{SELECT pg_logical_emit_message(true, 'probe', '')});
+			my $waiting = 0;
+			poll_until('a commit waits, or does not',
+				sub { $probe->answered || ($waiting = $admin->value("SELECT coalesce(wait_event = 'SyncRep', false) FROM pg_stat_activity WHERE pid = $pid") eq 't') });
+			$admin->query("SELECT pg_cancel_backend($pid)") if $waiting;
+			$probe->answer;
+			return $waiting == ($names ne '');
+		});
+	$_->close foreach $admin, $probe;
 	return;
 }
 
