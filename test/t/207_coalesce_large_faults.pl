@@ -130,11 +130,8 @@ is($admin->value('SELECT n FROM large WHERE k = 2'), 3, 'what did not fail was d
 $admin->query('SET synchronous_commit = local');
 set_standbys($node, 'nobody');
 $app->send(insert());
-poll_until(
-	'its batch waits for a standby',
-	sub {
-		$admin->value("SELECT count(*) FROM pg_stat_activity WHERE pid = $worker AND wait_event = 'SyncRep'");
-	});
+poll_until('its batch waits for a standby',
+	sub { $admin->value("SELECT count(*) FROM pg_stat_activity WHERE pid = $worker AND wait_event = 'SyncRep'") });
 $admin->query("SELECT pg_terminate_backend($app->{pid})");
 poll_until('the session is gone', sub { !$admin->value("SELECT count(*) FROM pg_stat_activity WHERE pid = $app->{pid}") });
 is(memory('in_use'), 1, 'the worker may still read the request of a client that has left');

@@ -195,6 +195,7 @@ $clients->go;
 poll_until('they are coalesced again', sub { !grep { coalesced_requests(admin(), $_) < 500 } @tables }) unless $ENV{WITHOUT_COALESCING};
 $clients->is_right('coalesced again after the kills');
 $clients->stop;
+is_coalesced(admin(), $_, 500) foreach @tables;
 
 # ---- answered when queued: only a crash loses, and no more than the queue holds
 
