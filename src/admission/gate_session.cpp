@@ -75,6 +75,18 @@ long GateSession::NapMs(int64_t left_us)
     return left_us / 1000 >= kLongestNapMs ? kLongestNapMs : static_cast<long>((left_us + 999) / 1000);
 }
 
+bool GateSession::IsUnattended(int64_t now, int64_t *absent_since)
+{
+    if (!SupervisorIsAbsent(now)) {
+        *absent_since = 0;
+        return false;
+    }
+    if (*absent_since == 0)
+        *absent_since = now;
+    return shared->supervision.missed.load(std::memory_order_relaxed) != 0 ||
+           now - *absent_since >= kAbsentAgainUs;
+}
+
 void GateSession::GoUnattended()
 {
     LWLockAcquire(*lock, LW_EXCLUSIVE);

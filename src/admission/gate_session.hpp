@@ -75,6 +75,7 @@ struct GateSession {
     // statement or the process, out of the queue.
     template <typename F> WaitEnd Wait(uint32_t class_id, int64_t began, F left_us)
     {
+        int64_t absent_since = 0;
         for (;;) {
             ResetLatch(MyLatch);
             // Held; or lent already, if it was granted and then stalled before this process was scheduled.
@@ -87,7 +88,7 @@ struct GateSession {
                     return WaitEnd::kTimedOut;
                 break;
             }
-            if (SupervisorIsAbsent(now)) {
+            if (IsUnattended(now, &absent_since)) {
                 GoUnattended();
                 break;
             }
@@ -95,7 +96,8 @@ struct GateSession {
             // Run, rather than queue anew.
             if (State() == TicketState::kFree)
                 return WaitEnd::kInterrupted;
-            if (WaitForLatchOrClient(NapMs(left), wait_event()) == Woken::kClientGone &&
+            const int64_t nap_us = absent_since != 0 ? Min(left, kAbsentAgainUs) : left;
+            if (WaitForLatchOrClient(NapMs(nap_us), wait_event()) == Woken::kClientGone &&
                 Leave(Departure::kClientGone))
                 return WaitEnd::kClientGone;
         }
@@ -111,6 +113,11 @@ struct GateSession {
     static long NapMs(int64_t left_us);
 
   private:
+    // That no launcher is there is no proof when it is seen for the first time: it may be about to start, or
+    // the whole machine stood still.
+    static constexpr int64_t kAbsentAgainUs = USECS_PER_SEC;
+    static bool IsUnattended(int64_t now, int64_t *absent_since);
+
     void GoUnattended();
     void HandleInterrupts();
 };

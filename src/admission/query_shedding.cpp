@@ -344,6 +344,13 @@ void LeaveAllQueries()
         Leave(places_held - 1);
 }
 
+void LeaveExecutions()
+{
+    for (uint32_t i = places_held; i > 0; i--)
+        if (held[i - 1].query_desc != nullptr)
+            Leave(i - 1);
+}
+
 void LoadQueryRules()
 {
     auto *file = static_cast<RuleFile *>(palloc(sizeof(RuleFile)));

@@ -40,6 +40,9 @@ void LeaveUtility();
 // A subtransaction's abort and the process's exit are seen to here.
 void LeaveAllQueries();
 
+// At a ROLLBACK within a procedure, which ends its cursors without ExecutorEnd: all but utility statements.
+void LeaveExecutions();
+
 // At server start, and at a restart after a crash, by the postmaster alone. Never fails: a damaged file is
 // reported and set aside.
 void LoadQueryRules();

@@ -164,6 +164,7 @@ void AdmitSlowly(uint32_t class_id, bool failed)
     const auto judge = [&](Admission admission) {
         if (admission == Admission::kQueued && !places) {
             startup_gate.Leave(session.ticket);
+            startup_gate.group(class_id).queued.fetch_sub(1, std::memory_order_relaxed);
             admission = Admission::kFull;
         }
         if (admission != Admission::kGranted)
@@ -194,8 +195,8 @@ void AdmitSlowly(uint32_t class_id, bool failed)
 
 // ---- failed logins ------------------------------------------------------------------------------
 
-// So many answers may be held at once; a guesser with more connections than that has them answered at once,
-// rather than fill max_connections with them.
+// So many answers may be held at once, and none in the last places; a guesser with more connections than
+// that has them answered at once, rather than fill max_connections with them.
 uint32_t MostHeld()
 {
     return static_cast<uint32_t>(Max(MaxConnections / 16, 1));
@@ -211,9 +212,11 @@ void HoldFailedLogin(const Address &address)
         return;
     const int64_t began = GetCurrentTimestamp();
     const int64_t longest = LeftUs(kDefaultClass, began, began);
+    const bool places = HaveFreePlaces(SparePlaces());
     LWLockAcquire(startup_lock, LW_EXCLUSIVE);
     const int64_t hold_us = s.failed_logins.Judge(address, rate, began, longest);
-    const bool hold = hold_us > 0 && s.held_now.load() < MostHeld() && CurrentMode() == Mode::kEnforce;
+    const bool hold =
+        hold_us > 0 && places && s.held_now.load() < MostHeld() && CurrentMode() == Mode::kEnforce;
     if (hold)
         s.held_now.fetch_add(1);
     LWLockRelease(startup_lock);

@@ -132,6 +132,13 @@ StartupSupervisor *StartStartupSupervisor(int64_t now)
     return s;
 }
 
+void FollowClockBack(StartupSupervisor *s, int64_t now)
+{
+    s->control_began = now;
+    for (uint32_t id = 0; id < startup_gate.ticket_count(); id++)
+        s->watches[id].since = Min(s->watches[id].since, now);
+}
+
 void SuperviseStartups(StartupSupervisor *s, int64_t now)
 {
     const bool somebody_waits = startup_gate.Waiting() > 0;

@@ -21,6 +21,9 @@ StartupSupervisor *StartStartupSupervisor(int64_t now);
 // One round.
 void SuperviseStartups(StartupSupervisor *s, int64_t now);
 
+// The clock was set back.
+void FollowClockBack(StartupSupervisor *s, int64_t now);
+
 // Once per control interval. `established`: sessions that are not new, and had a transaction in it.
 void AdaptStartups(StartupSupervisor *s, double established, double cpu_idle, int64_t now);
 

@@ -93,18 +93,23 @@ uint64_t TotalAdmitted()
     return total;
 }
 
-// On a processor or ready to be; also one that was granted its slot and has not been scheduled yet to take
-// note of it.
-bool IsReady(uint32 wait_event)
+bool IsAwoken(uint32_t id)
 {
-    return wait_event == 0 || wait_event == TransactionQueueWaitEvent();
+    return const_cast<volatile Latch *>(&ProcGlobal->allProcs[id].procLatch)->is_set != 0;
+}
+
+// On a processor or ready to be; also one that was granted its slot and has not been scheduled yet to take
+// note of it. In 15 and 16 any extension waits under that event: who is not awoken waits for something else.
+bool IsReady(uint32_t id, uint32 wait_event)
+{
+    return wait_event == 0 || (wait_event == TransactionQueueWaitEvent() && IsAwoken(id));
 }
 
 // Only what the transaction does itself, or could not do faster with fewer companions, counts as work.
-bool IsWork(uint32 wait_event)
+bool IsWork(uint32_t id, uint32 wait_event)
 {
     const uint32 wait_class = wait_event & kWaitClassMask;
-    return IsReady(wait_event) || wait_class == PG_WAIT_IO || wait_class == PG_WAIT_LWLOCK;
+    return IsReady(id, wait_event) || wait_class == PG_WAIT_IO || wait_class == PG_WAIT_LWLOCK;
 }
 
 // Waits until somebody else has flushed WAL, often its own too: that is a share in an I/O. More companions
@@ -114,8 +119,9 @@ bool IsSharedFlush(uint32 wait_event)
     return wait_event == (PG_WAIT_LWLOCK | WALWriteLock->tranche);
 }
 
-void Observe(Watch *watch, const Ticket &t, uint64_t word, uint32 wait_event, int64_t now)
+void Observe(Watch *watch, uint32_t id, uint64_t word, uint32 wait_event, int64_t now)
 {
+    const Ticket &t = gate.ticket(id);
     const uint32_t beats = t.beats.load(std::memory_order_relaxed);
     const bool same = watch->word == word && watch->beats == beats;
     watch->word = word;
@@ -124,7 +130,7 @@ void Observe(Watch *watch, const Ticket &t, uint64_t word, uint32 wait_event, in
         watch->silent_since = 0;
     else if (!same || watch->silent_since == 0)
         watch->silent_since = now;
-    if (IsWork(wait_event))
+    if (IsWork(id, wait_event))
         watch->stalled_since = 0;
     else if (!same || watch->stalled_since == 0)
         watch->stalled_since = now;
@@ -162,14 +168,14 @@ Census TakeCensus(Supervisor *s, int64_t now)
 
         const uint32 wait_event = WaitEventOf(id);
         Watch *watch = &s->watches[id];
-        Observe(watch, t, word, wait_event, now);
+        Observe(watch, id, word, wait_event, now);
         if (somebody_waits && MayLend(*watch, wait_event, now) && gate.Lend(id, word, false))
             continue;
         const uint32_t class_id = t.class_id.load(std::memory_order_relaxed);
         const uint32 wait_class = wait_event & kWaitClassMask;
         census.held++;
         census.class_held[class_id]++;
-        census.running += IsReady(wait_event);
+        census.running += IsReady(id, wait_event);
         census.lock_waiting += wait_class == PG_WAIT_LOCK;
         census.contended +=
             (wait_class == PG_WAIT_LWLOCK && !IsSharedFlush(wait_event)) || wait_class == kWaitBufferPin;
@@ -193,9 +199,10 @@ bool IsBlockedLong(const PGPROC *proc, int64_t now)
     return since != 0 && now - since >= DeadlockTimeout * INT64CONST(1000);
 }
 
+// Also processes without a ticket: on a standby replay may wait for a waiter's lock.
 bool AnybodyBlockedLong(int64_t now)
 {
-    for (uint32_t id = 0; id < gate.ticket_count(); id++)
+    for (uint32_t id = 0; id < ProcGlobal->allProcCount; id++)
         if (IsBlockedLong(&ProcGlobal->allProcs[id], now))
             return true;
     return false;
@@ -213,7 +220,7 @@ bool Conflicts(LOCKMASK held, LOCKMODE wanted)
 // GetLockStatusData().
 void CollectBlockers(WakeList *blockers, int64_t now)
 {
-    for (uint32_t id = 0; id < gate.ticket_count() && !blockers->Full(); id++) {
+    for (uint32_t id = 0; id < ProcGlobal->allProcCount && !blockers->Full(); id++) {
         PGPROC *proc = &ProcGlobal->allProcs[id];
         if (!IsBlockedLong(proc, now) || proc->waitLock == nullptr)
             continue;
@@ -450,6 +457,20 @@ long NapMs(const Supervisor &s, const Census &census)
     return census.held > 0 || s.established > 0 ? kWatching : kIdle;
 }
 
+// The clock was set back: what lies ahead of it now would be waited for.
+void FollowClockBack(Supervisor *s, int64_t now)
+{
+    s->control_began = s->second_began = s->rescue_next = now;
+    for (uint32_t id = 0; id < gate.ticket_count(); id++) {
+        Watch &watch = s->watches[id];
+        watch.silent_since = Min(watch.silent_since, now);
+        watch.stalled_since = Min(watch.stalled_since, now);
+    }
+    FollowClockBack(s->startups, now);
+    if (shared->settings.mode_since.load() > now)
+        shared->settings.mode_since.store(now);
+}
+
 } // namespace
 
 Supervisor *StartSupervisor()
@@ -468,7 +489,10 @@ Supervisor *StartSupervisor()
 
 long Supervise(Supervisor *s, int64_t now)
 {
+    if (now < shared->supervision.last_tick.load(std::memory_order_relaxed))
+        FollowClockBack(s, now);
     shared->supervision.last_tick.store(now, std::memory_order_relaxed);
+    shared->supervision.missed.store(0, std::memory_order_relaxed);
     SuperviseStartups(s->startups, now);
     if (CurrentMode() == Mode::kOff && gate.Active() == 0 && gate.Waiting() == 0 &&
         startup_gate.Waiting() == 0)

@@ -69,12 +69,16 @@ void OnProcessExit(int, Datum)
     gate.ticket(session.ticket).served.store(0);
 }
 
-void OnResourceRelease(ResourceReleasePhase phase, bool, bool is_top_level, void *)
+void OnResourceRelease(ResourceReleasePhase phase, bool is_commit, bool is_top_level, void *)
 {
     if (phase != RESOURCE_RELEASE_AFTER_LOCKS || !is_top_level)
         return;
-    if (utility_depth > 0)
-        return; // a procedure's COMMIT or ROLLBACK: it goes on (an error ends the utility statement first)
+    if (utility_depth > 0) {
+        // A procedure's COMMIT or ROLLBACK: it goes on (an error ends the utility statement first).
+        if (!is_commit)
+            LeaveExecutions();
+        return;
+    }
     LeaveAllQueries();
     if (session.holding)
         session.Release();

@@ -44,7 +44,8 @@ constexpr DeclineText decline_texts[] = {
     {"row", "One of its rows, not the first, is wrong."},
     {"temporary tables", "Its session has used temporary tables, which a worker would not see."},
     {"given back",
-     "A worker has just given back a unit of the session, for what the next one would have, too."}};
+     "A worker has just given back a unit of the session, for what the next one would have, too."},
+    {"replication origin", "Its session has a replication origin, which a worker's commit would not have."}};
 static_assert(sizeof(decline_texts) / sizeof(decline_texts[0]) == static_cast<size_t>(Decline::kCount));
 
 // In the order of GiveBack.

@@ -46,6 +46,7 @@ enum class Decline : uint8_t {
     kRow,
     kTemporaryTables,
     kGivenBack,
+    kReplicationOrigin,
     kCount
 };
 

@@ -12,6 +12,7 @@ extern "C" {
 #include "catalog/pg_proc_d.h"
 #include "executor/execPartition.h"
 #include "executor/nodeModifyTable.h"
+#include "mb/pg_wchar.h"
 #include "nodes/execnodes.h"
 #include "nodes/nodeFuncs.h"
 #include "nodes/plannodes.h"
@@ -370,16 +371,41 @@ void PulledRowsBack(QueryDesc *query_desc)
     below->ExecProcNode = NextRow;
 }
 
+namespace
+{
+
+// A row is sent after its commit, when nothing may fail any more: not the conversion to the client's
+// encoding, and no output function but the server's own.
+bool IsSentAsItIs()
+{
+    const int client = pg_get_client_encoding();
+    return client == GetDatabaseEncoding() || client == PG_SQL_ASCII;
+}
+
+bool IsPrintedByTheServer(Oid type)
+{
+    if (type >= FirstNormalObjectId)
+        type = getBaseType(type);
+    return type < FirstNormalObjectId || type_is_enum(type);
+}
+
+} // namespace
+
 bool ReturnsColumnsOnly(const QueryDesc *query_desc)
 {
     const auto *modify = reinterpret_cast<const ModifyTable *>(query_desc->plannedstmt->planTree);
     if (modify->returningLists == NIL)
         return true;
+    if (!IsSentAsItIs())
+        return false;
     ListCell *cell;
     foreach (cell, static_cast<const List *>(linitial(modify->returningLists))) {
         const Expr *expression = lfirst_node(TargetEntry, cell)->expr;
-        if (!IsA(expression, Var) || !IsReturnedColumn(reinterpret_cast<const Var *>(expression),
-                                                       linitial_int(modify->resultRelations)))
+        if (!IsA(expression, Var))
+            return false;
+        const auto *column = reinterpret_cast<const Var *>(expression);
+        if (!IsReturnedColumn(column, linitial_int(modify->resultRelations)) ||
+            !IsPrintedByTheServer(column->vartype))
             return false;
     }
     return true;

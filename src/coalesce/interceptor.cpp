@@ -21,10 +21,12 @@ extern "C" {
 #include "access/xlog.h"
 #include "executor/instrument.h"
 #include "libpq/pqcomm.h"
+#include "miscadmin.h"
 #include "nodes/execnodes.h"
 #include "nodes/plannodes.h"
 #include "parser/parsetree.h"
 #include "pgstat.h"
+#include "replication/origin.h"
 #include "storage/procsignal.h"
 #include "tcop/pquery.h"
 #include "utils/guc.h"
@@ -117,6 +119,8 @@ Decline JudgeSession()
         return Decline::kTransactionBlock;
     if (XactIsoLevel > XACT_READ_COMMITTED || XactReadOnly)
         return Decline::kIsolation;
+    if (replorigin_session_origin != InvalidRepOriginId)
+        return Decline::kReplicationOrigin;
     return synchronous_commit == SYNCHRONOUS_COMMIT_OFF ? Decline::kSynchronousCommit : Decline::kNone;
 }
 
@@ -258,6 +262,8 @@ Verdict HandOver(RequestSlot *slot, Lane *lane, Histogram *waits)
     const int64_t began = GetCurrentTimestamp();
     const uint32_t epoch = lane->epoch.load();
     slot->synchronous_commit = static_cast<uint8_t>(synchronous_commit);
+    slot->database = MyDatabaseId;
+    slot->role = GetSessionUserId();
     HOLD_INTERRUPTS();
     slot->Publish();
     RequestBitmap::Set(RequestsOf(LaneIndex(*lane)), MyTicketId());
@@ -276,14 +282,20 @@ Verdict HandOver(RequestSlot *slot, Lane *lane, Histogram *waits)
     return verdict;
 }
 
+// A cancel request that comes once a worker had it comes too late. It was held off, and must not make an
+// error of a success now.
 void HeedInterrupts(Verdict verdict)
 {
-    // A cancel request that came while a worker had it came too late. It was held off, and must not make an
-    // error of a success now.
     if (verdict == Verdict::kNotExecuted)
         CHECK_FOR_INTERRUPTS();
     else
         QueryCancelPending = false;
+}
+
+void EndIfAbandoned()
+{
+    if (ProcDiePending)
+        CHECK_FOR_INTERRUPTS();
 }
 
 void ReportUnusual(Verdict verdict)
@@ -367,7 +379,7 @@ Decline Pack(QueryDesc *query_desc, Relation relation, const TableFacts &facts, 
 void Finish(QueryDesc *query_desc, const RequestSlot &slot, Verdict verdict)
 {
     ReportUnusual(verdict);
-    CHECK_FOR_INTERRUPTS(); // who abandoned his request ends here: the slot is not his any more
+    EndIfAbandoned();
     CommitWithoutFlush();
     query_desc->estate->es_processed = slot.affected;
     if (query_desc->plannedstmt->hasReturning)

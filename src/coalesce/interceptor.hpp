@@ -49,6 +49,9 @@ Decline JudgeTransaction(const QueryDesc *query_desc);
 Verdict HandOver(RequestSlot *slot, Lane *lane, Histogram *waits);
 void HeedInterrupts(Verdict verdict);
 
+// Who abandoned his request ends here: the slot is not his any more.
+void EndIfAbandoned();
+
 // Warns, or raises, if the verdict is not a plain one.
 void ReportUnusual(Verdict verdict);
 

@@ -29,6 +29,14 @@ template <typename More> void SleepUntilRung(Lane *lane, long nap_ms, uint32 wai
     lane->asleep.store(0, std::memory_order_relaxed);
 }
 
+// A client looks whose a lane is, packs its request, and publishes it; meanwhile the lane may have become
+// another's.
+inline bool IsForLane(const RequestSlot &slot, const Lane &lane)
+{
+    const Oid role = lane.role.load();
+    return slot.database == lane.database.load() && (!OidIsValid(role) || slot.role == role);
+}
+
 // Takes at most `room` requests into batch `number`, from session `*next` on, and moves that: nobody is
 // passed over for long. `sessions` has room for as many; add(slot, session) gets each one.
 template <typename Add>
@@ -39,8 +47,12 @@ void TakeRequests(const Lane &lane, uint32_t number, uint32_t *next, uint32_t *s
         RequestBitmap::Drain(RequestsOf(LaneIndex(lane)), SessionCount(), *next, sessions, room);
     for (uint32_t i = 0; i < found; i++) {
         RequestSlot *slot = &request_slots[sessions[i]];
-        if (slot->Take(number))
-            add(slot, sessions[i]);
+        if (slot->Take(number)) {
+            if (IsForLane(*slot, lane))
+                add(slot, sessions[i]);
+            else
+                slot->Finish(Verdict::kNotExecuted, GiveBack::kWorkerEnding, 0);
+        }
         *next = (sessions[i] + 1) % SessionCount();
     }
 }

@@ -92,6 +92,8 @@ struct alignas(128) RequestSlot {
     uint32_t values_offset; // their values
     uint32_t values_count;
     uint32_t bytes; // of the payload
+    uint32_t database;
+    uint32_t role; // of its session
     uint64_t shape_hash;
     uint64_t large;            // where rows or values are, if not in the payload: see large_payload.hpp
     uint64_t returned_columns; // bit 0: column 1; bit 63: column 64 or any after it

@@ -20,6 +20,7 @@ extern "C" {
 #include "nodes/makefuncs.h"
 #include "rewrite/rewriteHandler.h"
 #include "storage/lmgr.h"
+#include "utils/expandeddatum.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -401,16 +402,18 @@ const CompiledShape &Compile(TableWriter *w, const RequestSlot &slot)
         &w->shapes[w->shape_count < kCompiledShapes ? w->shape_count++ : kCompiledShapes - 1];
     const MemoryContext previous = MemoryContextSwitchTo(w->estate->es_query_cxt);
     const Shape &shape = KeepShape(slot);
+    // The batch's own: of two kept shapes with one place the first goes when the second comes.
+    const auto *expressions = static_cast<const List *>(copyObjectImpl(shape.expressions));
     compiled->source = &slot;
-    compiled->count = list_length(shape.expressions);
+    compiled->count = list_length(expressions);
     const auto count = static_cast<size_t>(compiled->count) + 1;
     compiled->expressions = static_cast<ExprState **>(palloc(sizeof(ExprState *) * count));
     compiled->columns = static_cast<int16_t *>(palloc(sizeof(int16_t) * count));
     for (int i = 0; i < compiled->count; i++) {
-        compiled->expressions[i] = ExecInitExpr(static_cast<Expr *>(list_nth(shape.expressions, i)), nullptr);
+        compiled->expressions[i] = ExecInitExpr(static_cast<Expr *>(list_nth(expressions, i)), nullptr);
         compiled->columns[i] = static_cast<int16_t>(list_nth_int(shape.columns, i));
     }
-    compiled->conditions = ExecInitQual(shape.conditions, nullptr);
+    compiled->conditions = ExecInitQual(static_cast<List *>(copyObjectImpl(shape.conditions)), nullptr);
     MemoryContextSwitchTo(previous);
     return *compiled;
 }
@@ -429,6 +432,14 @@ void TakeImage(TableWriter *w)
     w->image->tts_tableOid = RelationGetRelid(w->relation);
 }
 
+// For the image. An array that the next expression may change in place would be the one that is stored.
+Datum Evaluate(ExprState *expression, ExprContext *context, const FormData_pg_attribute *column,
+               bool *is_null)
+{
+    const Datum value = ExecEvalExpr(expression, context, is_null);
+    return MakeExpandedObjectReadOnly(value, *is_null, column->attlen);
+}
+
 // Of the new row, which the image shows for the time being. False: a NOT NULL is broken.
 bool GenerateColumns(TableWriter *w, ExprContext *context)
 {
@@ -437,7 +448,7 @@ bool GenerateColumns(TableWriter *w, ExprContext *context)
         if (w->generated[i] == nullptr)
             continue;
         bool *is_null = &w->image->tts_isnull[i];
-        w->image->tts_values[i] = ExecEvalExpr(w->generated[i], context, is_null);
+        w->image->tts_values[i] = Evaluate(w->generated[i], context, TupleDescAttr(descriptor, i), is_null);
         if (*is_null && TupleDescAttr(descriptor, i)->attnotnull)
             return false;
     }
@@ -455,8 +466,9 @@ bool SetColumns(TableWriter *w, const CompiledShape &shape, ExprContext *context
     memcpy(nulls, w->image->tts_isnull, columns * sizeof(bool));
     for (int i = 0; i < shape.count; i++) {
         const int column = shape.columns[i] - 1;
-        values[column] = ExecEvalExpr(shape.expressions[i], context, &nulls[column]);
-        if (nulls[column] && TupleDescAttr(descriptor, column)->attnotnull)
+        const FormData_pg_attribute *attribute = TupleDescAttr(descriptor, column);
+        values[column] = Evaluate(shape.expressions[i], context, attribute, &nulls[column]);
+        if (nulls[column] && attribute->attnotnull)
             return false;
     }
     Datum *old_values = w->image->tts_values;

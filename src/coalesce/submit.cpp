@@ -205,7 +205,7 @@ Decline Give(const Unit &unit, bool *done, int64 *rows)
     if (verdict == Verdict::kUnknown)
         RaiseUnknown();
     ReportUnusual(verdict);
-    CHECK_FOR_INTERRUPTS(); // who abandoned his request ends here: the slot is not his any more
+    EndIfAbandoned();
     // A cancel request that comes now comes too late: until the end of the transaction, which is all that is
     // left of it.
     HOLD_INTERRUPTS();

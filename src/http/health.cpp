@@ -26,6 +26,8 @@ const char *WhyNotReplica(const HttpRequest &request, const ServerStatus &server
         return nullptr;
     if (!server.lag_known)
         return "lag is not known";
+    if (request.has_max_lag_bytes && !server.bytes_known)
+        return "lag in bytes is not known: no sender is heard";
     if (request.has_max_lag_bytes && server.lag_bytes > request.max_lag_bytes)
         return "lag in bytes is beyond the bound";
     if (request.has_max_lag_us && server.lag_us > request.max_lag_us)
@@ -67,14 +69,16 @@ int AnswerHealth(const HttpRequest &request, const ServerStatus &server, TextWri
     body->PutChar('"');
     if (server.in_recovery) {
         PutMember(body, "state", server.state);
-        if (server.lag_known) {
-            body->Put(", \"lag_bytes\": ");
+        body->Put(", \"lag_bytes\": ");
+        if (server.lag_known && server.bytes_known)
             body->PutInt(server.lag_bytes);
-            body->Put(", \"lag_seconds\": ");
+        else
+            body->Put("null");
+        body->Put(", \"lag_seconds\": ");
+        if (server.lag_known)
             body->PutReal(static_cast<double>(server.lag_us) / 1e6);
-        } else {
-            body->Put(", \"lag_bytes\": null, \"lag_seconds\": null");
-        }
+        else
+            body->Put("null");
     }
     PutMember(body, "mode", server.mode);
     body->Put(server.minded ? ", \"launcher\": true" : ", \"launcher\": false");

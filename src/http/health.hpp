@@ -8,7 +8,7 @@
 //   /health    200: the server is up, whatever its role
 //
 // What is not known is not fresh: without a sampler, or before it has looked, a request with a bound of lag
-// gets 503.
+// gets 503; one with a bound in bytes also from a standby that does not hear its sender.
 //
 // Pure: no PostgreSQL header, no clock, no system call.
 
@@ -21,6 +21,7 @@ namespace weir
 struct ServerStatus {
     bool in_recovery;
     bool lag_known;    // of a standby: the sampler looked lately
+    bool bytes_known;  // and the standby hears how far its sender is
     bool refuses;      // in quarantine: new sessions are refused
     const char *state; // of a standby: streaming, catchup, archive, paused, disconnected, unknown
     uint32_t timeline;

@@ -74,6 +74,7 @@ ServerStatus CurrentStatus()
     // The sampler's word, if it has looked lately, and since this became a standby.
     status.lag_known = status.in_recovery && replicas.in_recovery.load() != 0 &&
                        state != ReplicaState::kUnknown && IsFresh(replicas, GetCurrentTimestamp());
+    status.bytes_known = status.lag_known && replicas.own_hears.load() != 0;
     status.refuses = RefusesNewSessions(GetCurrentTimestamp());
     status.lag_us = replicas.own_lag_us.load();
     status.lag_bytes = replicas.own_lag_bytes.load();

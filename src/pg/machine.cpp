@@ -43,12 +43,12 @@ double CpuIdleShare()
     const uint64_t idle = t[3] + t[4];
     const bool first = last_total == 0;
     const uint64_t passed = total - last_total;
-    const uint64_t idled = idle - last_idle;
+    const uint64_t idled = idle > last_idle ? idle - last_idle : 0; // iowait may fall: proc(5)
     last_total = total;
     last_idle = idle;
     if (first || passed == 0)
         return -1;
-    return static_cast<double>(idled) / static_cast<double>(passed);
+    return idled < passed ? static_cast<double>(idled) / static_cast<double>(passed) : 1;
 #else
     return -1;
 #endif

@@ -172,6 +172,13 @@ bool IsLogged(Oid relation)
     return get_rel_persistence(relation) == RELPERSISTENCE_PERMANENT;
 }
 
+// Of an existing relation the name's own relpersistence says nothing.
+bool IsLogged(const RangeVar *name)
+{
+    const Oid relation = name != nullptr ? RangeVarGetRelid(name, NoLock, true) : InvalidOid;
+    return !OidIsValid(relation) || IsLogged(relation);
+}
+
 bool WritesWal(const PlannedStmt *plan)
 {
     if (plan->commandType == CMD_SELECT && !plan->hasModifyingCTE)
@@ -188,19 +195,22 @@ bool WritesMuch(const Node *statement)
     switch (nodeTag(statement)) {
     case T_CopyStmt: {
         const auto *copy = reinterpret_cast<const CopyStmt *>(statement);
-        return copy->is_from && copy->relation != nullptr &&
-               copy->relation->relpersistence == RELPERSISTENCE_PERMANENT;
+        return copy->is_from && IsLogged(copy->relation);
     }
     case T_CreateTableAsStmt: {
         const auto *create = reinterpret_cast<const CreateTableAsStmt *>(statement);
         return create->into->rel->relpersistence == RELPERSISTENCE_PERMANENT;
     }
     case T_RefreshMatViewStmt:
+        return IsLogged(reinterpret_cast<const RefreshMatViewStmt *>(statement)->relation);
     case T_IndexStmt:
+        return IsLogged(reinterpret_cast<const IndexStmt *>(statement)->relation);
     case T_ReindexStmt:
+        return IsLogged(reinterpret_cast<const ReindexStmt *>(statement)->relation);
     case T_ClusterStmt:
+        return IsLogged(reinterpret_cast<const ClusterStmt *>(statement)->relation);
     case T_AlterTableStmt:
-        return true;
+        return IsLogged(reinterpret_cast<const AlterTableStmt *>(statement)->relation);
     default:
         return false;
     }

@@ -49,6 +49,15 @@ void FlowController::Release() noexcept
     updated_us = 0;
 }
 
+void FlowController::Shift(int64_t step_us) noexcept
+{
+    for (FlowLaneState &lane : lanes)
+        if (lane.calm_us != 0)
+            lane.calm_us += step_us;
+    if (updated_us != 0)
+        updated_us += step_us;
+}
+
 void FlowController::UpdateLane(uint32_t lane, FlowStandby *standbys, const bool *listed, uint32_t count,
                                 const FlowTargets &targets, uint32_t quorum, int64_t now_us) noexcept
 {

@@ -73,6 +73,8 @@ struct FlowController {
 
     void Release() noexcept; // no targets, or not a primary
 
+    void Shift(int64_t step_us) noexcept; // our clock was set
+
     bool Engaged() const noexcept { return lanes[0].engaged || lanes[1].engaged; }
 
   private:

@@ -1,6 +1,7 @@
 #include "replicas/flow_standby.hpp"
 
 #include <cmath>
+#include <initializer_list>
 
 #include "pure_only.hpp"
 
@@ -91,6 +92,13 @@ bool FlowStandby::Sample(const StandbySample &sample, const FlowTargets &targets
     replay_lsn = sample.replay_lsn;
     sampled_us = now_us;
     return known && standing != before;
+}
+
+void FlowStandby::Shift(int64_t step_us) noexcept
+{
+    for (int64_t *at : {&sampled_us, &moved_us, &lost_us, &hopeless_us, &mark_us})
+        if (*at != 0)
+            *at += step_us;
 }
 
 // Capacity, delay and pressure.

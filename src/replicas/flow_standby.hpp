@@ -98,6 +98,8 @@ struct FlowStandby {
     // Takes in a sample. Returns whether the standing changed.
     bool Sample(const StandbySample &sample, const FlowTargets &targets, int64_t now_us) noexcept;
 
+    void Shift(int64_t step_us) noexcept; // our clock was set
+
     // Bytes per second that writers may write for this standby's sake, when `share` (0..1] of the targets is
     // theirs.
     double AllowedRate(const FlowTargets &targets, double share) const noexcept;

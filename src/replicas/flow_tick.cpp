@@ -63,6 +63,7 @@ void PublishChecks(const bool *listed, const FlowTargets &targets, int64_t now)
     int64_t lags[kMaxReplicas];
     int64_t bytes[kMaxReplicas];
     int count = 0;
+    bool known = true;
     double capacity = 0;
     for (uint32_t i = 0; i < kMaxReplicas; i++) {
         const FlowStandby &standby = flow.standbys[i];
@@ -70,6 +71,7 @@ void PublishChecks(const bool *listed, const FlowTargets &targets, int64_t now)
         if (!listed[i] || standby.standing == Standing::kDisconnected ||
             standby.standing == Standing::kReturning)
             continue;
+        known &= row.lag_known;
         lags[count] = row.replay_lag_us;
         bytes[count++] = row.replay_lag_bytes;
         capacity = capacity == 0 ? standby.capacity : Min(capacity, standby.capacity);
@@ -93,8 +95,8 @@ void PublishChecks(const bool *listed, const FlowTargets &targets, int64_t now)
                                                        : kCheckThresholdUs);
     flow.check_threshold_bytes.store(targets.lag_bytes / 2);
     // A server that has just started or was just promoted does not know yet who follows it.
-    flow.check_known.store(count > 0 || now - shared->replicas.role_since_us.load() >=
-                                            Max(targets.grace_us, USECS_PER_SEC));
+    const int64_t since = shared->replicas.role_since_us.load();
+    flow.check_known.store(count > 0 ? known : now - since >= Max(targets.grace_us, USECS_PER_SEC));
 }
 
 void PublishRates(int64_t now)

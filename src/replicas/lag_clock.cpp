@@ -11,43 +11,62 @@ namespace
 {
 
 constexpr int64_t kExactUs = 10 * 1000000; // younger entries are not thinned, unless there are too many
-constexpr int64_t kThinned = 20;           // a gap may be a 20th of its age
-constexpr int64_t kClockStepUs = 1000000;  // backwards: less is jitter of an estimate
+constexpr int64_t kLeastExactUs = 100000;
+constexpr int64_t kThinned = 20;          // a gap may be a 20th of its age
+constexpr int64_t kClockStepUs = 1000000; // backwards: less is jitter of an estimate
 constexpr int64_t kSkewWindowUs = 300 * INT64_C(1000000);
 
 } // namespace
 
 void LagClock::Note(uint64_t lsn, int64_t now_us) noexcept
 {
+    if (count_ > 0 && lsn < entries_[count_ - 1].lsn)
+        GoBackTo(lsn);
     if (count_ > 0 && lsn == entries_[count_ - 1].lsn)
         return;
-    // WAL went backwards (another timeline), or the clock did: what was remembered is of another world.
-    if (count_ > 0 && (lsn < entries_[count_ - 1].lsn || now_us < entries_[count_ - 1].at_us - kClockStepUs))
+    // The clock went back: what was remembered is of another time.
+    if (count_ > 0 && now_us < entries_[count_ - 1].at_us - kClockStepUs)
         count_ = 0;
     if (count_ > 0 && now_us < entries_[count_ - 1].at_us)
         now_us = entries_[count_ - 1].at_us;
     if (count_ == kClockEntries)
-        Thin(now_us);
+        MakeRoom(now_us);
     entries_[count_++] = {lsn, now_us};
 }
 
-// Drops entries whose neighbours are close against their age; at least one goes.
-void LagClock::Thin(int64_t now_us) noexcept
+// The end is at `lsn` again, since it first went past it.
+void LagClock::GoBackTo(uint64_t lsn) noexcept
+{
+    while (count_ > 1 && entries_[count_ - 2].lsn >= lsn)
+        count_--;
+    entries_[count_ - 1].lsn = lsn;
+}
+
+// At least one entry goes: the oldest only if all others are needed.
+void LagClock::MakeRoom(int64_t now_us) noexcept
+{
+    for (int64_t exact_us = kExactUs; exact_us >= kLeastExactUs; exact_us /= 2)
+        if (Thin(exact_us, now_us))
+            return;
+    for (uint32_t i = 1; i < count_; i++)
+        entries_[i - 1] = entries_[i];
+    count_--;
+}
+
+// Drops entries older than `exact_us` whose neighbours are close against their age. False: there are none.
+bool LagClock::Thin(int64_t exact_us, int64_t now_us) noexcept
 {
     uint32_t kept = 1;
     for (uint32_t i = 1; i + 1 < count_; i++) {
         const int64_t age = now_us - entries_[i].at_us;
         const int64_t gap = entries_[i + 1].at_us - entries_[kept - 1].at_us;
-        if (age < kExactUs || gap > age / kThinned)
+        if (age < exact_us || gap > age / kThinned)
             entries_[kept++] = entries_[i];
     }
     entries_[kept++] = entries_[count_ - 1];
-    if (kept == count_) {
-        for (uint32_t i = 1; i < count_; i++)
-            entries_[i - 1] = entries_[i];
-        kept--;
-    }
+    const bool dropped = kept < count_;
     count_ = kept;
+    return dropped;
 }
 
 int64_t LagClock::LagUs(uint64_t lsn, int64_t now_us, bool *known) const noexcept

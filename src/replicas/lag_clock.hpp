@@ -6,7 +6,7 @@
 // The lag of a position is the age of the oldest WAL that lies behind it: now minus the time at which the end
 // of WAL first went past it. 0 when nothing does. Entries are thinned: two neighbours stand for all between
 // them when they are close against their age, so that 512 entries reach back for days with an error of a few
-// per cent of the lag, and none below kExactUs.
+// per cent of the lag, and none below kExactUs (if there are more than 30 entries a second: below less).
 //
 // Also: a rate in bytes per second, and the difference of two clocks by the messages that pass.
 //
@@ -24,6 +24,7 @@ class LagClock
 {
   public:
     // The end of WAL is at `lsn`. Calls come in the order of time. Memory that is all zero is an empty clock.
+    // WAL that goes back (another timeline) is as old as what it takes the place of.
     void Note(uint64_t lsn, int64_t now_us) noexcept;
 
     // Age of what lies behind `lsn`; `known` (may be null): false if that is older than all that is
@@ -44,7 +45,9 @@ class LagClock
         int64_t at_us;
     };
 
-    void Thin(int64_t now_us) noexcept;
+    void GoBackTo(uint64_t lsn) noexcept;
+    void MakeRoom(int64_t now_us) noexcept;
+    bool Thin(int64_t exact_us, int64_t now_us) noexcept;
 
     uint32_t count_;
     Entry entries_[kClockEntries]; // both rising

@@ -22,7 +22,7 @@ bool MayServe(const ReplicaRow &row, const Quarantine &quarantine, const ReadWis
         return false;
     if (wish.max_lag_us < 0)
         return row.state == ReplicaState::kStreaming;
-    return (row.state == ReplicaState::kStreaming || row.state == ReplicaState::kCatchup) &&
+    return (row.state == ReplicaState::kStreaming || row.state == ReplicaState::kCatchup) && row.lag_known &&
            row.replay_lag_us <= wish.max_lag_us;
 }
 

@@ -163,12 +163,11 @@ void ReportTimeout(const ReplayWait &wait, int timeout_ms)
 // Until it is replayed: true; false: the client is gone.
 bool WaitPublished(ReplayWait *wait, int timeout_ms)
 {
-    const bool began_in_recovery = RecoveryInProgress();
     for (;;) {
         ResetLatch(MyLatch);
         CHECK_FOR_INTERRUPTS();
         // Whoever waited through a promotion waits for a write of the old timeline: it may be lost.
-        if (began_in_recovery && wait->token.timeline == 0 && !RecoveryInProgress())
+        if (wait->checked != 0 && wait->token.timeline == 0 && !RecoveryInProgress())
             wait->token.timeline = wait->checked;
         if (Look(wait->token, &wait->checked))
             return true;
@@ -268,19 +267,21 @@ long WakeReplayed(bool first_look)
 void NapMindingReplay(long nap_ms, uint32 wait_event)
 {
     constexpr int kEvents = WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH;
-    const TimestampTz end = GetCurrentTimestamp() + nap_ms * INT64CONST(1000);
+    const TimestampTz began = GetCurrentTimestamp();
+    const TimestampTz end = began + nap_ms * INT64CONST(1000);
     bool first_look = true;
     while (shared->replay_waits.waiting.load(std::memory_order_seq_cst) > 0) {
         const long poll_ms = WakeReplayed(first_look);
         first_look = false;
         if ((WaitLatch(MyLatch, kEvents, Min(poll_ms, nap_ms), wait_event) & WL_LATCH_SET) != 0)
             return;
-        if (GetCurrentTimestamp() >= end)
+        const TimestampTz now = GetCurrentTimestamp();
+        if (now >= end || now < began)
             return;
     }
     const int64_t left_us = end - GetCurrentTimestamp();
     if (left_us > 0)
-        WaitLatch(MyLatch, kEvents, static_cast<long>((left_us + 999) / 1000), wait_event);
+        WaitLatch(MyLatch, kEvents, Min(nap_ms, static_cast<long>((left_us + 999) / 1000)), wait_event);
 }
 
 } // namespace weir

@@ -59,6 +59,7 @@ struct ReplicaRow {
     uint64_t sent_lsn, write_lsn, flush_lsn, replay_lsn; // 0: it has not said
     int64_t write_lag_bytes, flush_lag_bytes, replay_lag_bytes;
     int64_t write_lag_us, flush_lag_us, replay_lag_us;
+    bool lag_known;                    // false: replay_lag_us is longer, it began before this server did
     LagSummary summaries[kLagWindows]; // of replay_lag_us: the last minute, 5 minutes, hour
     double replay_rate;                // bytes per second, smoothed
     int64_t catch_up_us;               // until it has caught up at the present rates; -1: never
@@ -102,12 +103,20 @@ struct ReplicaMemory {
     RateMeter replay;
 };
 
+// Who sends us WAL: another one has another clock.
+struct SenderIdentity {
+    uint32_t timeline;
+    int32_t port;
+    char host[kHostSize];
+};
+
 struct SamplerMemory {
     LagClock clock;    // of end_lsn
     LagClock upstream; // of the sender's end of WAL, by this server's clock
     RateMeter wal;
     RateMeter received;
-    SkewEstimate skew;
+    SenderIdentity sender; // the last one
+    SkewEstimate skew;     // against it
     SenderSilence silence;
     ReplicaMemory own;
     ReplicaMemory rows[kMaxReplicas];
@@ -129,6 +138,7 @@ struct ReplicasShared {
     std::atomic<uint64_t> own_replay_lsn;
     std::atomic<int64_t> own_lag_us;
     std::atomic<int64_t> own_lag_bytes;
+    std::atomic<uint32_t> own_hears; // whether it hears how far its sender is
     std::atomic<uint32_t> own_state; // ReplicaState
 
     std::atomic<uint64_t> beats;  // heartbeats written

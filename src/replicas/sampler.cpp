@@ -113,7 +113,7 @@ void SetLags(ReplicaRow *row, uint64_t end, int64_t now)
     row->replay_lag_bytes = Behind(end, replayed);
     row->write_lag_us = clock.LagUs(written, now, nullptr);
     row->flush_lag_us = clock.LagUs(flushed, now, nullptr);
-    row->replay_lag_us = clock.LagUs(replayed, now, nullptr);
+    row->replay_lag_us = clock.LagUs(replayed, now, &row->lag_known);
 }
 
 void UpdateRow(ReplicaRow *row, const Sender &sender, uint64_t end, int64_t now)
@@ -181,8 +181,9 @@ void SampleSenders(uint64_t end, int64_t now)
         if (report.rows[i].in_use && !seen[i])
             UpdateGone(&report.rows[i], end, now);
     for (ReplicaRow &row : report.rows)
-        row.counts =
-            row.in_use && row.replay_lsn != 0 && NameIsListed(settings.lag_replicas, row.application_name);
+        row.counts = row.in_use && row.replay_lsn != 0 &&
+                     NameIsListed(settings.lag_replicas, row.application_name) &&
+                     !IsReplaced(shared->replicas, row);
     shared->replicas.standbys.store(standbys);
 }
 
@@ -190,6 +191,7 @@ void SampleSenders(uint64_t end, int64_t now)
 
 struct Receiver {
     int32_t pid; // 0: it does not stream
+    TimeLineID timeline;
     uint64_t end;
     int64_t end_us, sent_us, received_us;
 };
@@ -199,6 +201,7 @@ Receiver ReadReceiver(OwnRow *own)
     Receiver r;
     SpinLockAcquire(&WalRcv->mutex);
     r.pid = WalRcv->walRcvState == WALRCV_STREAMING && WalRcv->ready_to_display ? WalRcv->pid : 0;
+    r.timeline = WalRcv->receivedTLI;
     r.end = WalRcv->latestWalEnd;
     r.end_us = WalRcv->latestWalEndTime;
     r.sent_us = WalRcv->lastMsgSendTime;
@@ -219,20 +222,42 @@ SilenceBounds BoundsOfSilence()
             settings.lag_sample_interval_ms * INT64CONST(1000) + kJitterUs};
 }
 
+// Another server has another clock. It may have the name of the one before, but not its timeline.
+bool IsAnotherSender(const OwnRow &own, const Receiver &r)
+{
+    SenderIdentity &sender = shared->replicas.memory.sender;
+    if (r.timeline == sender.timeline && own.sender_port == sender.port &&
+        strcmp(own.sender_host, sender.host) == 0)
+        return false;
+    sender.timeline = r.timeline;
+    sender.port = own.sender_port;
+    memcpy(sender.host, own.sender_host, kHostSize);
+    return true;
+}
+
 void ListenToSender(OwnRow *own, const Receiver &r, int64_t now)
 {
     SamplerMemory &memory = shared->replicas.memory;
     const int64_t sent_before = memory.silence.sent_us;
-    memory.silence.Note(r.pid, r.end, r.sent_us, r.received_us, BoundsOfSilence().bound_us, now);
+    bool goes_on = r.pid != 0 && r.pid == memory.silence.receiver;
+    if (r.pid != 0 && IsAnotherSender(*own, r)) {
+        memory.skew.Clear();
+        goes_on = false;
+    }
+    const SilenceBounds bounds = BoundsOfSilence();
+    memory.silence.Note(r.pid, r.end, r.sent_us, r.received_us, bounds.bound_us, now);
     if (memory.silence.sent_us != sent_before)
         memory.skew.Note(r.received_us - r.sent_us, now);
     own->message_us = memory.silence.heard_us;
     own->skew_known = memory.skew.Known();
     own->skew_us = own->skew_known ? memory.skew.Us() : 0;
-    if (r.pid != 0 && r.end != 0) {
+    // Less than before is no end of WAL: a keepalive says what was sent (WalSndKeepalive() in walsender.c).
+    if (r.pid != 0 && r.end != 0 && (!goes_on || r.end >= memory.upstream.Newest())) {
         own->sender_lsn = r.end;
         memory.upstream.Note(r.end, r.end_us + own->skew_us);
     }
+    shared->replicas.own_hears.store(r.pid != 0 && !memory.silence.IsDeaf(bounds.bound_us, now) &&
+                                     memory.silence.LagUs(bounds, now) == 0);
 }
 
 // The age of the oldest WAL of the sender's that is not here yet, or not replayed; and if we do not hear
@@ -375,6 +400,9 @@ void MindTheClock(int64_t now)
         memory.own.replay.Shift(step);
         for (ReplicaMemory &row : memory.rows)
             row.replay.Shift(step);
+        for (FlowStandby &standby : shared->flow.standbys)
+            standby.Shift(step);
+        shared->flow.controller.Shift(step);
     }
     last_us = now;
     last_monotonic_us = monotonic_us;

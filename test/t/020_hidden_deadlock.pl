@@ -161,6 +161,18 @@ $admin->query('SELECT pg_advisory_unlock(2)');
 is($_->answer->{code}, '', 'the stalled go on when they can') foreach @more;
 nothing_left($admin, 'suspension');
 
+# ---- the same when they wait in another extension, for connections of theirs to this server
+
+$admin->query($_) foreach 'CREATE EXTENSION dblink', 'GRANT EXECUTE ON FUNCTION dblink_connect_u(text, text) TO app';
+my $itself = sprintf 'host=%s port=%s dbname=postgres user=app', $node->host, $node->port;
+$_->query("SELECT dblink_connect_u('itself', '$itself')") foreach $first, $second;
+$_->send(q{SELECT i FROM dblink('itself', 'SELECT 1') AS t(i int)}) foreach $first, $second;
+is(join(' ', map { ($_->answer // { code => 'none' })->{code} } $first, $second), ' ', 'all slots wait for connections that wait for a slot: they go on');
+is(admission($admin, 'suspensions'), 3, 'by a suspension');
+poll_until('it ends', sub { admission($admin, 'suspended') == 0 });
+$_->query("SELECT dblink_disconnect('itself')") foreach $first, $second;
+nothing_left($admin, 'dblink');
+
 # ---- the same within a class that has a limit of its own
 
 reconfigure(
@@ -179,7 +191,7 @@ $answer = $batch_waiter->answer;
 is($answer && $answer->{code}, '', 'a class whose slots are all stalled: its waiter goes on');
 is($batch_holder->state($admin), 'lent', 'the stalled one lends');
 is($first->state($admin), 'active', 'the stalled one of another class does not');
-is($admin->value("SELECT concat_ws(' ', suspensions, suspended) FROM weir.stat_admission"), '3 1', 'counted');
+is($admin->value("SELECT concat_ws(' ', suspensions, suspended) FROM weir.stat_admission"), '4 1', 'counted');
 like(slurp_file($node->logfile, $log), qr/limit suspended: all 1 transaction slots of class batch were stalled/, 'and logged');
 $batch_holder->query('COMMIT');
 $first->query('COMMIT');

@@ -283,6 +283,13 @@ wait_for_active($call_id, 1);
 $admin->query('SELECT pg_terminate_backend(' . $other->pid . ')');
 ok(eval { wait_for_active($call_id, 0) }, 'terminated, too');
 $admin->query('SELECT pg_advisory_unlock(42)');
+$admin->query(
+	q{CREATE PROCEDURE rolls_back() LANGUAGE plpgsql AS $$ DECLARE c refcursor; BEGIN
+		FOR n IN 1..4 LOOP c := NULL; OPEN c FOR SELECT count(*) FROM t; MOVE c; ROLLBACK; END LOOP; END $$});
+limit_to($count_id, 2);
+runs($app, 'CALL rolls_back()', 'cursors that a ROLLBACK in a procedure ends give their places back');
+is(rule($count_id, 'active, refused'), '0 0', 'all of them');
+drop_rule($count_id);
 $admin->query('CREATE PROCEDURE idles() LANGUAGE sql AS $$ SELECT 1 $$');
 my $idles_id = utility_id($app, 'CALL idles()');
 limit_to($idles_id, 1);

@@ -69,6 +69,21 @@ is($waiters[0]->answer->{code}, '40001', 'a waiter in conflict with recovery is 
 $holder->query('COMMIT');
 nothing_left($admin, 'after a conflict with recovery');
 
+# Where replay waits for as long as it takes, it is let in.
+reconfigure($admin, 'max_standby_streaming_delay' => '-1', 'deadlock_timeout' => '100ms');
+$waiters[0]->parse('again', 'SELECT max(i) FROM t');
+$holder->query('BEGIN');
+$waiters[0]->execute('again');
+wait_for_waiting($admin, 1);
+$primary_admin->query('BEGIN');
+$primary_admin->query('LOCK TABLE t');
+$primary_admin->query('COMMIT');
+is(($waiters[0]->answer // { code => 'none' })->{code}, '', 'a waiter for whose lock replay waits is let in over the limit');
+is(admission($admin, 'admitted_over_limit'), 1, 'counted');
+$holder->query('COMMIT');
+reconfigure($admin, 'max_standby_streaming_delay' => '100ms', 'deadlock_timeout' => '1s');
+nothing_left($admin, 'after replay waited for a waiter');
+
 # Reload, on its own: a standby has limits of its own.
 $holder->query('BEGIN');
 $_->send('BEGIN') foreach @waiters;

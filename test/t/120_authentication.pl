@@ -332,6 +332,12 @@ no_startups_left($admin, 'in the end');
 		is($answer->{code}, '', "replication=$kind: a walsender comes in all the same");
 		like($walsender->value('IDENTIFY_SYSTEM'), qr/^\d+$/, 'and works') if $answer->{code} eq '';
 	}
+	reconfigure($admin, 'weir.failed_login_rate' => 1);
+	my $held = startup_value($admin, 'held', 'failed_login');
+	my @wrong = map { app_of($node, user => 'by_md5', password => 'wrong', tcp => 1, async => 1) } 1 .. 3;
+	is(join(' ', map { $_->answer->{code} } @wrong), '28P01 28P01 28P01', 'wrong passwords are answered');
+	is(startup_value($admin, 'held', 'failed_login'), $held, 'and not held in the places that superusers may need');
+	reconfigure($admin, 'weir.failed_login_rate' => 0);
 	my $reserved = $admin->value('SHOW superuser_reserved_connections');
 	my @supers = map { admin_of($node, async => 1) } 1 .. $reserved;
 	is(join(' ', map { my $answer = $_->answer($PgWeir::at_once_s); $answer ? $answer->{status} : 'none' } @supers),

@@ -39,6 +39,9 @@ foreach my $side (@sides)
 	  (map { "CREATE TABLE parts_3_$_ PARTITION OF parts_3 FOR VALUES WITH (modulus 2, remainder $_)" } 0, 1),
 	  'CREATE TABLE parts_5 PARTITION OF parts FOR VALUES IN (5)', 'ALTER TABLE parts_5 SET UNLOGGED',
 	  'CREATE INDEX ON parts_2 (n)',
+	  'CREATE TABLE lists (k int PRIMARY KEY, tags int[] CHECK (cardinality(tags) <= 3), n int)', 'INSERT INTO lists VALUES (1, $${1,2}$$, 0), (2, $${}$$, 0)',
+	  q{CREATE TYPE pair AS (a int, b int); CREATE TYPE mood AS ENUM ('well', 'ill'); CREATE DOMAIN small AS int},
+	  q{CREATE TABLE typed (k int PRIMARY KEY, name text, p pair, m mood, s small)}, q{INSERT INTO typed VALUES (1, 'one', (1, 2), 'well', 3)},
 	  'CREATE TABLE rows (k int PRIMARY KEY, u int UNIQUE, n int CHECK (n > 0), parent int REFERENCES conflicts (k))';
 }
 $admin->query($_) foreach
@@ -230,6 +233,46 @@ $app->query('RESET enable_indexscan; RESET enable_seqscan');
 $admin->query(q{CREATE FUNCTION opted.stored() RETURNS text STABLE LANGUAGE plpgsql AS $$ BEGIN RETURN external FROM opted.large WHERE k = 3; END $$});
 is(while_it_waits('a value in a table needs the snapshot', 'INSERT INTO large (k, body) VALUES (200, opted.stored())', 'f', sub { })->{tag}, 'INSERT 0 1', 'and is stored');
 is($admin->value('SELECT body = external FROM (SELECT body FROM opted.large WHERE k = 200) a, (SELECT external FROM opted.large WHERE k = 3) b'), 't', 'as it is');
+
+# ---- what is folded into an array is not changed by who comes next
+
+my @writers = map { my $session = app_of($node); $session->query('SET search_path = opted'); $session } 1 .. 4;
+poll_until('the worker is asked', sub { my $before = requests(); $app->query('UPDATE large SET n = n WHERE k = 0'); requests() > $before });
+my $folded = $admin->value(q{SELECT folded FROM weir.stat_coalesce WHERE relation = 'opted.lists'::regclass}) || 0;
+kill 'STOP', $worker;
+my @appends = ([ 1, 3 ], [ 1, 4 ], [ 2, 7 ], [ 2, 8 ]);
+foreach my $i (0 .. 3)
+{
+	$writers[$i]->send("UPDATE lists SET tags = tags || $appends[$i][1], n = cardinality(tags) WHERE k = $appends[$i][0]");
+	poll_until('it is queued', sub { $admin->value("SELECT wait_event_type FROM pg_stat_activity WHERE pid = $writers[$i]{pid}") eq 'Extension' });
+}
+kill 'CONT', $worker;
+my @codes = map { $_->answer->{code} } @writers;
+is(join(' ', sort @codes[0, 1]), ' 23514', 'of two that append the fourth breaks the CHECK');
+is(join(' ', @codes[2, 3]), ' ', 'two others may');
+is($admin->value('SELECT cardinality(tags) FROM opted.lists WHERE k = 1'), 3, 'what broke it is not stored');
+is($admin->value('SELECT n FROM opted.lists WHERE k = 1'), 2, 'and what is computed beside it is of the row before');
+is($admin->value('SELECT concat_ws($$ $$, cardinality(tags), n) FROM opted.lists WHERE k = 2'), '2 1', 'also of a row before in the same batch');
+cmp_ok($admin->value(q{SELECT folded FROM weir.stat_coalesce WHERE relation = 'opted.lists'::regclass}), '>', $folded, 'they were folded');
+
+# ---- what is sent after the commit must not fail
+
+same('UPDATE typed SET name = name || 1 WHERE k = 1 RETURNING k, name, m, s', 1, 'RETURNING built-in types, a domain and an enum');
+same('UPDATE typed SET name = name || 2 WHERE k = 1 RETURNING p', 0, 'RETURNING a composite');
+$_->query('SET client_encoding = LATIN1') foreach $app, $plain;
+same(q{UPDATE typed SET name = U&'\\20AC' WHERE k = 1}, 1, 'another encoding');
+same('UPDATE typed SET name = name || 3 WHERE k = 1 RETURNING name', 0, 'another encoding, RETURNING');
+$_->query('RESET client_encoding') foreach $app, $plain;
+same_rows('typed');
+
+# ---- nor has a worker the session's replication origin
+
+$admin->query($_) foreach q{SELECT pg_replication_origin_create('peer')},
+  map { "GRANT EXECUTE ON FUNCTION $_ TO app" } 'pg_replication_origin_session_setup(text)', 'pg_replication_origin_session_reset()';
+$app->query(q{SELECT pg_replication_origin_session_setup('peer')});
+same('UPDATE typed SET s = 4 WHERE k = 1', 0, 'a session with a replication origin');
+$app->query('SELECT pg_replication_origin_session_reset()');
+same('UPDATE typed SET s = 5 WHERE k = 1', 1, 'without it again');
 
 # ---- the end
 

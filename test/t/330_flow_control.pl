@@ -112,7 +112,11 @@ answers_at_once(app_of($primary, user => 'vip'), $write, 'nor a session with wei
 my $app = app_of($primary);
 answers_at_once($app, 'SELECT count(*) FROM t', 'nor one that reads');
 $app->query('CREATE TEMP TABLE own (i int)');
-answers_at_once($app, 'INSERT INTO own VALUES (1)', 'nor one that writes a temporary table');
+$app->query('CREATE UNLOGGED TABLE unlogged (i int)');
+$admin->query('GRANT pg_read_server_files TO app');
+answers_at_once($app, $_, "nor one that writes a temporary or an unlogged table: $_")
+  foreach 'INSERT INTO own VALUES (1)', q{COPY own FROM '/dev/null'}, 'CREATE INDEX own_i ON own (i)', 'REINDEX INDEX own_i',
+  'CLUSTER own USING own_i', 'ALTER TABLE own ADD j int', q{COPY unlogged FROM '/dev/null'};
 answers_at_once($open, $write, 'nor a transaction that has written');
 answers_at_once($open, 'COMMIT', 'nor a COMMIT');
 my $other = app_of($primary);

@@ -15,7 +15,7 @@ ServerStatus Standby()
 {
     ServerStatus server = {};
     server.in_recovery = true;
-    server.lag_known = true;
+    server.lag_known = server.bytes_known = true;
     server.state = "streaming";
     server.timeline = 3;
     server.lsn = 0x100000060;
@@ -100,6 +100,17 @@ TEST(Health, WhatIsNotKnownIsNotFresh)
     EXPECT_EQ(Ask("/replica?lag=1h", server).status, 503);
     EXPECT_EQ(Ask("/replica?lag=1TB", server).status, 503);
     EXPECT_NE(Ask("/replica", server).body.find("\"lag_bytes\": null, \"lag_seconds\": null"),
+              std::string::npos);
+}
+
+TEST(Health, BytesBehindASenderThatIsNotHeardAreNotKnown)
+{
+    ServerStatus server = Standby();
+    server.state = "disconnected";
+    server.bytes_known = false;
+    EXPECT_EQ(Ask("/replica?lag=1GB", server).status, 503);
+    EXPECT_EQ(Ask("/replica?lag=2s", server).status, 200);
+    EXPECT_NE(Ask("/replica", server).body.find("\"lag_bytes\": null, \"lag_seconds\": 1.5"),
               std::string::npos);
 }
 

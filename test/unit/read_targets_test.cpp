@@ -29,6 +29,7 @@ struct Fleet {
         row.replay_lsn = 1000;
         row.state = ReplicaState::kStreaming;
         row.replay_lag_us = lag_us;
+        row.lag_known = true;
         snprintf(row.application_name, sizeof(row.application_name), "%s", name);
         SplitName(&row);
         return row;
@@ -97,6 +98,14 @@ TEST(ReadTargets, CatchingUp)
     EXPECT_EQ(fleet->Find(kAny), "") << "without a bound";
     EXPECT_EQ(fleet->Find({kSecond, nullptr}), "back=50") << "within it";
     EXPECT_EQ(fleet->Find({kSecond / 4, nullptr}), "");
+}
+
+TEST(ReadTargets, LongerBehindThanTheServerIsUpIsWithinNoBound)
+{
+    auto fleet = std::make_unique<Fleet>();
+    fleet->Add("paused", kSecond).lag_known = false;
+    EXPECT_EQ(fleet->Find({10 * kSecond, nullptr}), "");
+    EXPECT_EQ(fleet->Find(kAny), "paused=50");
 }
 
 TEST(ReadTargets, Region)

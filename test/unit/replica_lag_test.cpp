@@ -101,16 +101,44 @@ TEST(LagClock, FullOfYoungEntriesItStillTakesMore)
     EXPECT_EQ(0, clock.LagUs(clock.Newest(), kStart + kSecond, nullptr));
 }
 
-TEST(LagClock, AnotherTimelineBeginsAnew)
+TEST(LagClock, FineSamplesOfABusyServerReachBackAsFar)
+{
+    for (const int64_t interval : {10 * kMs, 20 * kMs, 25 * kMs}) {
+        LagClock clock = {};
+        int64_t now = kStart;
+        clock.Note(100, now);
+        for (uint64_t lsn = 101; now < kStart + 60 * kMinute; lsn++) {
+            now += interval;
+            clock.Note(lsn, now);
+            ASSERT_LE(clock.Count(), kClockEntries);
+        }
+        bool known = false;
+        for (const int64_t lag : {kSecond, 30 * kSecond, 10 * kMinute, 59 * kMinute}) {
+            const uint64_t replayed = clock.Newest() - static_cast<uint64_t>(lag / interval);
+            const int64_t shown = clock.LagUs(replayed, now, &known);
+            EXPECT_TRUE(known) << lag;
+            EXPECT_NEAR(static_cast<double>(lag), static_cast<double>(shown), static_cast<double>(lag) / 15)
+                << "sampled each " << interval;
+        }
+    }
+}
+
+TEST(LagClock, OnAnotherTimelineLagIsOnlyOfWhatIsStillThere)
 {
     LagClock clock = {};
     clock.Note(100, kStart);
     clock.Note(200, kStart + kSecond);
-    clock.Note(150, kStart + 2 * kSecond);
-    EXPECT_EQ(1u, clock.Count());
+    clock.Note(300, kStart + 2 * kSecond);
+    clock.Note(150, kStart + 3 * kSecond);
+    EXPECT_EQ(150u, clock.Newest());
     EXPECT_EQ(0, clock.LagUs(150, kStart + kMinute, nullptr));
-    clock.Note(250, kStart + 3 * kSecond);
-    EXPECT_EQ(kSecond, clock.LagUs(150, kStart + 4 * kSecond, nullptr));
+    EXPECT_EQ(kMinute - kSecond, clock.LagUs(100, kStart + kMinute, nullptr))
+        << "who was late is as late as before";
+    clock.Note(250, kStart + 4 * kSecond);
+    EXPECT_EQ(kSecond, clock.LagUs(150, kStart + 5 * kSecond, nullptr));
+    clock.Note(50, kStart + 6 * kSecond);
+    EXPECT_EQ(1u, clock.Count());
+    EXPECT_EQ(0, clock.LagUs(50, kStart + kMinute, nullptr));
 }
 
 TEST(LagClock, TimeThatGoesBackALittleIsHeldFarItBeginsAnew)
