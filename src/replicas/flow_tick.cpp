@@ -63,7 +63,7 @@ void PublishChecks(const bool *listed, const FlowTargets &targets, int64_t now)
     int64_t lags[kMaxReplicas];
     int64_t bytes[kMaxReplicas];
     int count = 0;
-    bool known = true;
+    int unknown = 0; // of the lags: longer than any bound, for all we know
     double capacity = 0;
     for (uint32_t i = 0; i < kMaxReplicas; i++) {
         const FlowStandby &standby = flow.standbys[i];
@@ -71,8 +71,8 @@ void PublishChecks(const bool *listed, const FlowTargets &targets, int64_t now)
         if (!listed[i] || standby.standing == Standing::kDisconnected ||
             standby.standing == Standing::kReturning)
             continue;
-        known &= row.lag_known;
-        lags[count] = row.replay_lag_us;
+        unknown += !row.lag_known;
+        lags[count] = row.lag_known ? row.replay_lag_us : PG_INT64_MAX;
         bytes[count++] = row.replay_lag_bytes;
         capacity = capacity == 0 ? standby.capacity : Min(capacity, standby.capacity);
     }
@@ -96,7 +96,8 @@ void PublishChecks(const bool *listed, const FlowTargets &targets, int64_t now)
     flow.check_threshold_bytes.store(targets.lag_bytes / 2);
     // A server that has just started or was just promoted does not know yet who follows it.
     const int64_t since = shared->replicas.role_since_us.load();
-    flow.check_known.store(count > 0 ? known : now - since >= Max(targets.grace_us, USECS_PER_SEC));
+    flow.check_known.store(count == 0 ? now - since >= Max(targets.grace_us, USECS_PER_SEC)
+                                      : unknown < settings.lag_quorum || by_bytes_alone);
 }
 
 void PublishRates(int64_t now)

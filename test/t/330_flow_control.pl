@@ -311,4 +311,20 @@ rmdir "$file.tmp";
 $admin->query(q{SELECT weir.exempt_app('x')});
 is($admin->value('SELECT app FROM weir.throttle_rules'), 'x', 'then it can');
 
+# ---- nobody knows how old the WAL is that a standby lacked before the primary's start
+
+$standby->stop;
+$standby->append_conf('postgresql.conf', "recovery_min_apply_delay = '1h'");
+$admin->query($write);
+restart();
+$standby->start;
+poll_until('it streams', sub { $admin->value(q{SELECT state FROM weir.stat_replica}) eq 'streaming' });
+poll_until('how far it is behind is not known', sub { check('job') eq 'unknown' });
+my $read_targets = q{SELECT count(*) FROM weir.read_targets('1 hour')};
+is($admin->value(q{SELECT replay_lag < '1 hour' FROM weir.stat_replica}), 't', 'though less is shown');
+is($admin->value($read_targets), 0, 'it is not within an hour');
+reconfigure(admin_of($standby), 'recovery_min_apply_delay' => 0);
+poll_until('it is known again', sub { check('job') eq 'ok' });
+is($admin->value($read_targets), 1, 'and it is within an hour');
+
 done_testing();
