@@ -145,23 +145,29 @@ C
 
 SKIP:
 {
-	skip 'there is no C compiler', 6 if system('cc --version >/dev/null 2>&1') != 0;
+	skip 'there is no C compiler', 7 if system('cc --version >/dev/null 2>&1') != 0;
+	my %standby;
 	foreach my $hours (1, -1)
 	{
 		my $name = $hours > 0 ? 'ahead' : 'behind';
-		my $standby;
 		{
 			local $ENV{LD_PRELOAD} = clock_library($hours) // die;
-			$standby = standby_of($name);
+			$standby{$name} = standby_of($name);
 		}
-		$s = admin_of($standby);
+		$s = admin_of($standby{$name});
 		cmp_ok(abs($s->value('SELECT extract(epoch FROM clock_timestamp())') - $hours * 3600 - time), '<', 5, "its clock is an hour $name");
 		has_caught_up($s);
 		cmp_ok(abs(shown($s, 'extract(epoch FROM clock_skew)') - $hours * 3600), '<', 1, 'its own row says so');
 		lag_is_true($s, $s, undef, 'its own row');
 		has_caught_up($s);
-		$standby->stop;
 	}
+	# A sender with another clock: what was known of the one before is not kept.
+	$s = admin_of($standby{ahead});
+	reconfigure($s, 'primary_conninfo' => $standby{behind}->connstr . ' application_name=ahead');
+	poll_until('it sees how its clock differs from another sender\'s', sub { abs(shown($s, 'extract(epoch FROM clock_skew)') - 2 * 3600) < 1 });
+	has_caught_up($s);
+	lag_is_true($s, $s, undef, 'its own row, from another sender');
+	$standby{$_}->stop foreach qw(ahead behind);
 }
 
 no_warnings($primary, 'no warning in the log of the primary');

@@ -396,6 +396,23 @@ TEST(FlowControl, WithoutTargetsItIsOff)
     EXPECT_FALSE(world.buckets[1].Limits());
 }
 
+TEST(FlowControl, WhenTheClockIsSetBackWhoIsGoneIsGivenUpAsSoon)
+{
+    constexpr int64_t kHour = 3600 * kSecond;
+    const FlowTargets targets = {2 * kSecond, 0, 10 * kSecond, 64 * 1024};
+    FlowStandby standby = {};
+    int64_t now = 2 * kHour;
+    standby.Sample({true, 1000, 0, 0}, targets, now);
+    EXPECT_TRUE(standby.Counts());
+    standby.Sample({false, 1000, kSecond, 1000}, targets, now += kSecond);
+    standby.Shift(-kHour);
+    now -= kHour;
+    standby.Sample({false, 1000, kSecond, 1000}, targets, now += 9 * kSecond);
+    EXPECT_TRUE(standby.Counts());
+    standby.Sample({false, 1000, kSecond, 1000}, targets, now += kSecond);
+    EXPECT_EQ(standby.standing, Standing::kDisconnected);
+}
+
 // ---- the bucket -------------------------------------------------------------------------------------
 
 TEST(FlowBucket, EverybodyInTurnAtTheRate)
