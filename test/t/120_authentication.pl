@@ -318,6 +318,7 @@ no_startups_left($admin, 'in the end');
 {
 	reconfigure($admin, 'weir.startup_timeout' => '60s');
 	my $free = occupy_startup($node, $admin, $locker);
+	$admin->query('SELECT weir.reset()');
 	my @waiters;
 	until (@waiters && $waiters[-1]->answered)
 	{
@@ -325,6 +326,8 @@ no_startups_left($admin, 'in the end');
 		poll_until('it waits or is refused', sub { $waiters[-1]->answered || startups_waiting($admin) == @waiters });
 	}
 	is_refused((pop @waiters)->answer, qr/nearly all of max_connections \(60\) is taken/, 'no place left');
+	is($admin->value("SELECT concat_ws(' ', queued, refused) FROM weir.stat_startup WHERE class = 'default'"), @waiters . ' 1',
+		'who is refused was not queued');
 	foreach my $kind (1, 'database')
 	{
 		my $walsender = app_of($node, user => 'copyist', replication => $kind, async => 1);
