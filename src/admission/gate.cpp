@@ -241,12 +241,14 @@ bool Gate::Lend(uint32_t id, uint64_t word, bool stalled) noexcept
 
 // ---- the queue, under the lock ------------------------------------------------------------------
 
-Admission Gate::Enqueue(uint32_t id, uint32_t class_id, int64_t now_us, WakeList *wake) noexcept
+Admission Gate::Enqueue(uint32_t id, uint32_t class_id, int64_t now_us, WakeList *wake,
+                        bool may_wait) noexcept
 {
     GateClass &c = group(class_id);
     const uint32_t waiting = c.waiting.load(std::memory_order_relaxed);
     const uint32_t size = shared_->queue_size.load(std::memory_order_relaxed);
-    const bool full = (c.queue_size != 0 && waiting >= c.queue_size) || (size != 0 && Waiting() >= size);
+    const bool full =
+        !may_wait || (c.queue_size != 0 && waiting >= c.queue_size) || (size != 0 && Waiting() >= size);
 
     Ticket &t = tickets_[id];
     t.class_id.store(class_id, std::memory_order_relaxed);

@@ -219,8 +219,9 @@ class Gate
     // ---- Under the lock -------------------------------------------------------------------------
 
     // Joins the queue of its class and dispatches. kGranted when its turn came at once, even if the queue is
-    // full.
-    Admission Enqueue(uint32_t id, uint32_t class_id, int64_t now_us, WakeList *wake) noexcept;
+    // full, or it may not wait.
+    Admission Enqueue(uint32_t id, uint32_t class_id, int64_t now_us, WakeList *wake,
+                      bool may_wait = true) noexcept;
 
     // Leaves the queue. False: it is not in it, because the slot was granted in the meantime (the caller
     // holds it).

@@ -50,13 +50,14 @@ struct GateSession {
     // Out of the queue. False: the slot was granted in the same moment, and is now held.
     bool Leave(Departure departure);
 
-    // Joins the queue. `judge(admission)` runs under the gate's lock and may change what came of it: for
-    // kFull out of kQueued it takes the ticket out of the queue itself. kFull is counted here.
-    template <typename F> Admission Enqueue(uint32_t class_id, int64_t began, F judge)
+    // Joins the queue; kFull instead of a wait if it may not wait. `note(admission)` runs under the gate's
+    // lock. kFull is counted here.
+    template <typename F> Admission Enqueue(uint32_t class_id, int64_t began, bool may_wait, F note)
     {
         WakeList wake;
         LWLockAcquire(*lock, LW_EXCLUSIVE);
-        const Admission admission = judge(gate->Enqueue(ticket, class_id, began, &wake));
+        const Admission admission = gate->Enqueue(ticket, class_id, began, &wake, may_wait);
+        note(admission);
         LWLockRelease(*lock);
         WakeAll(wake);
         if (wake.Full())

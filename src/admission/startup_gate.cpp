@@ -161,17 +161,11 @@ void AdmitSlowly(uint32_t class_id, bool failed)
     const int64_t began = GetCurrentTimestamp();
     const StartupInfo &info = startup_infos[session.ticket];
     const bool places = HaveFreePlaces(SparePlaces());
-    const auto judge = [&](Admission admission) {
-        if (admission == Admission::kQueued && !places) {
-            startup_gate.Leave(session.ticket);
-            startup_gate.group(class_id).queued.fetch_sub(1, std::memory_order_relaxed);
-            admission = Admission::kFull;
-        }
+    const auto note = [&](Admission admission) {
         if (admission != Admission::kGranted)
             Startups().storms.Arrive(info.role, info.address, info.application_name);
-        return admission;
     };
-    switch (session.Enqueue(class_id, began, judge)) {
+    switch (session.Enqueue(class_id, began, places, note)) {
     case Admission::kGranted:
         return;
     case Admission::kFull:

@@ -133,7 +133,7 @@ void CountBypass(uint32_t class_id)
 template <typename Drop, typename Retake> void AdmitSlowly(uint32_t class_id, Drop drop, Retake retake)
 {
     const int64_t began = GetCurrentTimestamp();
-    switch (session.Enqueue(class_id, began, [](Admission admission) { return admission; })) {
+    switch (session.Enqueue(class_id, began, true, [](Admission) {})) {
     case Admission::kGranted:
         return;
     case Admission::kFull:

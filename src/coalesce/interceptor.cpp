@@ -21,7 +21,6 @@ extern "C" {
 #include "access/xlog.h"
 #include "executor/instrument.h"
 #include "libpq/pqcomm.h"
-#include "miscadmin.h"
 #include "nodes/execnodes.h"
 #include "nodes/plannodes.h"
 #include "parser/parsetree.h"

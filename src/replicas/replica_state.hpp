@@ -75,6 +75,7 @@ struct OwnRow {
     uint32_t timeline; // of what is replayed
     uint64_t received_lsn, flushed_lsn, replay_lsn;
     uint64_t sender_lsn; // end of WAL on the sender, as last heard
+    bool hears;          // whether it hears how far that is now
     int64_t write_lag_bytes, flush_lag_bytes, replay_lag_bytes;
     int64_t write_lag_us, flush_lag_us, replay_lag_us; // clock skew cancelled
     bool skew_known;
@@ -138,7 +139,7 @@ struct ReplicasShared {
     std::atomic<uint64_t> own_replay_lsn;
     std::atomic<int64_t> own_lag_us;
     std::atomic<int64_t> own_lag_bytes;
-    std::atomic<uint32_t> own_hears; // whether it hears how far its sender is
+    std::atomic<uint32_t> own_hears;
     std::atomic<uint32_t> own_state; // ReplicaState
 
     std::atomic<uint64_t> beats;  // heartbeats written

@@ -244,8 +244,7 @@ void ListenToSender(OwnRow *own, const Receiver &r, int64_t now)
         memory.skew.Clear();
         goes_on = false;
     }
-    const SilenceBounds bounds = BoundsOfSilence();
-    memory.silence.Note(r.pid, r.end, r.sent_us, r.received_us, bounds.bound_us, now);
+    memory.silence.Note(r.pid, r.end, r.sent_us, r.received_us, BoundsOfSilence().bound_us, now);
     if (memory.silence.sent_us != sent_before)
         memory.skew.Note(r.received_us - r.sent_us, now);
     own->message_us = memory.silence.heard_us;
@@ -256,8 +255,6 @@ void ListenToSender(OwnRow *own, const Receiver &r, int64_t now)
         own->sender_lsn = r.end;
         memory.upstream.Note(r.end, r.end_us + own->skew_us);
     }
-    shared->replicas.own_hears.store(r.pid != 0 && !memory.silence.IsDeaf(bounds.bound_us, now) &&
-                                     memory.silence.LagUs(bounds, now) == 0);
 }
 
 // The age of the oldest WAL of the sender's that is not here yet, or not replayed; and if we do not hear
@@ -266,13 +263,15 @@ void SetOwnLags(OwnRow *own, int64_t now)
 {
     const SamplerMemory &memory = shared->replicas.memory;
     const SilenceBounds bounds = BoundsOfSilence();
+    const bool deaf = memory.silence.IsDeaf(bounds.bound_us, now);
     int64_t silence = memory.silence.LagUs(bounds, now);
+    own->hears = !deaf && silence == 0;
     // Nothing was ever heard: since the start, at least.
-    if (own->message_us == 0 && memory.silence.IsDeaf(bounds.bound_us, now))
+    if (own->message_us == 0 && deaf)
         silence = now - shared->replicas.role_since_us.load();
     bool known;
     int64_t lag = memory.upstream.LagUs(own->replay_lsn, now, &known);
-    if (memory.upstream.Count() == 0 && memory.silence.IsDeaf(bounds.bound_us, now))
+    if (memory.upstream.Count() == 0 && deaf)
         known = false;
     if (!known && own->replayed_commit_us != 0)
         lag = Max(lag, now - own->replayed_commit_us - own->skew_us);
@@ -304,6 +303,7 @@ void PublishOwn(const OwnRow &own)
     replicas.own_replay_lsn.store(own.replay_lsn);
     replicas.own_lag_us.store(own.replay_lag_us);
     replicas.own_lag_bytes.store(own.replay_lag_bytes);
+    replicas.own_hears.store(own.hears);
     replicas.own_state.store(static_cast<uint32_t>(own.state));
 }
 

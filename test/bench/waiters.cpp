@@ -161,7 +161,9 @@ int main(int argc, char **argv)
         Ask(primary, "SELECT pg_logical_emit_message(true, 'waiters', 'x')");
         collector.join();
         observer.join();
-        for (const Clock::time_point at : all_wait ? answered : std::vector<Clock::time_point>())
+        if (!all_wait)
+            continue;
+        for (const Clock::time_point at : answered)
             latencies.push_back(
                 std::max(0.0, std::chrono::duration<double, std::milli>(at - replayed).count()));
     }

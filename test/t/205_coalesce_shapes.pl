@@ -203,15 +203,26 @@ cmp_ok(memory('allocated'), '>=', 12, 'it was used');
 
 $admin->query('SET weir.coalesce = off');
 my $worker = $admin->value(q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'pg_weir coalescer'});
+# One that stood still is not asked for a while.
+sub await_asked
+{
+	return poll_until('the worker is asked', sub { my $before = requests(); $app->query('UPDATE large SET n = n WHERE k = 0'); requests() > $before });
+}
+sub await_queued
+{
+	my ($name, @sessions) = @_;
+	my $pids = join ',', map { $_->{pid} } @sessions;
+	return poll_until("it is queued: $name",
+		sub { $admin->value("SELECT count(*) FROM pg_stat_activity WHERE pid IN ($pids) AND wait_event_type = 'Extension'") == @sessions });
+}
 sub while_it_waits
 {
 	my ($name, $sql, $expected, $what) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	# One that stood still is not asked for a while.
-	poll_until('the worker is asked', sub { my $before = requests(); $app->query('UPDATE large SET n = n WHERE k = 0'); requests() > $before });
+	await_asked();
 	kill 'STOP', $worker;
 	$app->send($sql);
-	poll_until("it is queued: $name", sub { $admin->value("SELECT wait_event_type FROM pg_stat_activity WHERE pid = $app->{pid}") eq 'Extension' });
+	await_queued($name, $app);
 	is($admin->value("SELECT backend_xmin IS NULL FROM pg_stat_activity WHERE pid = $app->{pid}"), $expected, $name);
 	$what->() if $what;
 	kill 'CONT', $worker unless $what;
@@ -237,15 +248,12 @@ is($admin->value('SELECT body = external FROM (SELECT body FROM opted.large WHER
 # ---- what is folded into an array is not changed by who comes next
 
 my @writers = map { my $session = app_of($node); $session->query('SET search_path = opted'); $session } 1 .. 4;
-poll_until('the worker is asked', sub { my $before = requests(); $app->query('UPDATE large SET n = n WHERE k = 0'); requests() > $before });
+await_asked();
 my $folded = $admin->value(q{SELECT folded FROM weir.stat_coalesce WHERE relation = 'opted.lists'::regclass}) || 0;
 kill 'STOP', $worker;
 my @appends = ([ 1, 3 ], [ 1, 4 ], [ 2, 7 ], [ 2, 8 ]);
-foreach my $i (0 .. 3)
-{
-	$writers[$i]->send("UPDATE lists SET tags = tags || $appends[$i][1], n = cardinality(tags) WHERE k = $appends[$i][0]");
-	poll_until('it is queued', sub { $admin->value("SELECT wait_event_type FROM pg_stat_activity WHERE pid = $writers[$i]{pid}") eq 'Extension' });
-}
+$writers[$_]->send("UPDATE lists SET tags = tags || $appends[$_][1], n = cardinality(tags) WHERE k = $appends[$_][0]") foreach 0 .. 3;
+await_queued('all four', @writers);
 kill 'CONT', $worker;
 my @codes = map { $_->answer->{code} } @writers;
 is(join(' ', sort @codes[0, 1]), ' 23514', 'of two that append the fourth breaks the CHECK');
