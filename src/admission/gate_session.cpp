@@ -63,10 +63,10 @@ void GateSession::CountDeparture(uint32_t class_id, Departure departure, int64_t
         c.waits.Record(waited_us);
 }
 
-int64_t GateSession::LeftUs(uint32_t class_id, int64_t began, int64_t now) const
+int64_t GateSession::LeftUs(uint32_t class_id, int64_t waited_us) const
 {
     const int32_t timeout_ms = gate->QueueTimeoutMs(class_id);
-    return timeout_ms == 0 ? PG_INT64_MAX : timeout_ms * INT64CONST(1000) - (now - began);
+    return timeout_ms == 0 ? PG_INT64_MAX : timeout_ms * INT64CONST(1000) - waited_us;
 }
 
 long GateSession::NapMs(int64_t left_us)
@@ -77,7 +77,7 @@ long GateSession::NapMs(int64_t left_us)
 
 bool GateSession::IsUnattended(int64_t now, int64_t *absent_since)
 {
-    if (!SupervisorIsAbsent(now)) {
+    if (!SupervisorIsAbsent(GetCurrentTimestamp())) {
         *absent_since = 0;
         return false;
     }

@@ -6,6 +6,7 @@
 // told, and when the slot is given back. A wait is interruptible, and bounded by the caller's deadline; who
 // leaves the queue is counted under the reason, once.
 
+#include "pg/monotonic.hpp"
 #include "pg/shared.hpp"
 #include "pg/wait.hpp"
 
@@ -52,11 +53,11 @@ struct GateSession {
 
     // Joins the queue; kFull instead of a wait if it may not wait. `note(admission)` runs under the gate's
     // lock. kFull is counted here.
-    template <typename F> Admission Enqueue(uint32_t class_id, int64_t began, bool may_wait, F note)
+    template <typename F> Admission Enqueue(uint32_t class_id, bool may_wait, F note)
     {
         WakeList wake;
         LWLockAcquire(*lock, LW_EXCLUSIVE);
-        const Admission admission = gate->Enqueue(ticket, class_id, began, &wake, may_wait);
+        const Admission admission = gate->Enqueue(ticket, class_id, GetCurrentTimestamp(), &wake, may_wait);
         note(admission);
         LWLockRelease(*lock);
         WakeAll(wake);
@@ -68,12 +69,12 @@ struct GateSession {
         return admission;
     }
 
-    // How long (us) the class's timeout, which a reload may change meanwhile, leaves it; PG_INT64_MAX: there
-    // is none.
-    int64_t LeftUs(uint32_t class_id, int64_t began, int64_t now) const;
+    // How long (us) the class's timeout, which a reload may change meanwhile, leaves who has waited so long;
+    // PG_INT64_MAX: there is none.
+    int64_t LeftUs(uint32_t class_id, int64_t waited_us) const;
 
-    // Waits in the queue. `left_us(now)` is asked anew each time it wakes. Returns, or an interrupt ends the
-    // statement or the process, out of the queue.
+    // Waits in the queue since `began` (MonotonicUs). `left_us(waited_us)` is asked anew each time it wakes.
+    // Returns, or an interrupt ends the statement or the process, out of the queue.
     template <typename F> WaitEnd Wait(uint32_t class_id, int64_t began, F left_us)
     {
         int64_t absent_since = 0;
@@ -82,8 +83,8 @@ struct GateSession {
             // Held; or lent already, if it was granted and then stalled before this process was scheduled.
             if (State() != TicketState::kWaiting)
                 break;
-            const int64_t now = GetCurrentTimestamp();
-            const int64_t left = left_us(now);
+            const int64_t now = MonotonicUs();
+            const int64_t left = left_us(now - began);
             if (left <= 0) {
                 if (Leave(Departure::kTimedOut))
                     return WaitEnd::kTimedOut;
@@ -103,7 +104,7 @@ struct GateSession {
                 return WaitEnd::kClientGone;
         }
         holding = true;
-        gate->group(class_id).waits.Record(GetCurrentTimestamp() - began);
+        gate->group(class_id).waits.Record(MonotonicUs() - began);
         return WaitEnd::kHeld;
     }
 

@@ -6,6 +6,7 @@
 #include "admission/refusal.hpp"
 #include "admission/session_class.hpp"
 #include "pg/compat.hpp"
+#include "pg/monotonic.hpp"
 #include "pg/port.hpp"
 #include "pg/shared.hpp"
 #include "pg/wait.hpp"
@@ -129,24 +130,24 @@ void DropSnapshot()
 
 // Until our own refusal must be out, because the server's, at authentication_timeout, is a closed connection
 // without a word. Authentication itself may have used up most of it.
-int64_t AuthenticationLeftUs(int64_t now)
+int64_t AuthenticationLeftUs()
 {
     if (!get_timeout_active(STATEMENT_TIMEOUT))
         return PG_INT64_MAX;
     const int64_t whole = AuthenticationTimeout * USECS_PER_SEC;
     const int64_t margin = Max(whole / 20, 100 * INT64CONST(1000));
-    return get_timeout_finish_time(STATEMENT_TIMEOUT) - margin - now;
+    return get_timeout_finish_time(STATEMENT_TIMEOUT) - margin - GetCurrentTimestamp();
 }
 
-int64_t LeftUs(uint32_t class_id, int64_t began, int64_t now)
+int64_t LeftUs(uint32_t class_id, int64_t waited_us)
 {
-    return Min(session.LeftUs(class_id, began, now), AuthenticationLeftUs(now));
+    return Min(session.LeftUs(class_id, waited_us), AuthenticationLeftUs());
 }
 
 void LogWait(int64_t began)
 {
     const int64_t threshold_ms = Startups().log_min_wait_ms.load(std::memory_order_relaxed);
-    const int64_t waited_us = GetCurrentTimestamp() - began;
+    const int64_t waited_us = MonotonicUs() - began;
     if (threshold_ms >= 0 && waited_us >= threshold_ms * 1000)
         ereport(LOG,
                 (errmsg("connection waited %.3f ms for its startup", static_cast<double>(waited_us) / 1000),
@@ -158,14 +159,14 @@ void LogWait(int64_t began)
 // A failed login that may not wait is answered at once: it gets the refusal that it was due anyway.
 void AdmitSlowly(uint32_t class_id, bool failed)
 {
-    const int64_t began = GetCurrentTimestamp();
+    const int64_t began = MonotonicUs();
     const StartupInfo &info = startup_infos[session.ticket];
     const bool places = HaveFreePlaces(SparePlaces());
     const auto note = [&](Admission admission) {
         if (admission != Admission::kGranted)
             Startups().storms.Arrive(info.role, info.address, info.application_name);
     };
-    switch (session.Enqueue(class_id, began, places, note)) {
+    switch (session.Enqueue(class_id, places, note)) {
     case Admission::kGranted:
         return;
     case Admission::kFull:
@@ -178,12 +179,12 @@ void AdmitSlowly(uint32_t class_id, bool failed)
     CallSupervisor();
     DropSnapshot();
     const WaitEnd end =
-        session.Wait(class_id, began, [=](int64_t now) { return LeftUs(class_id, began, now); });
+        session.Wait(class_id, began, [=](int64_t waited) { return LeftUs(class_id, waited); });
     if (end == WaitEnd::kClientGone)
         proc_exit(0); // nobody is left to be told, and the log has connections that end so every day
     LogWait(began);
     if (end == WaitEnd::kTimedOut && !failed)
-        RefuseStartupTimedOut(class_id, GetCurrentTimestamp() - began);
+        RefuseStartupTimedOut(class_id, MonotonicUs() - began);
     (void)GetTransactionSnapshot(); // InitPostgres believes that it has one
 }
 
@@ -204,11 +205,12 @@ void HoldFailedLogin(const Address &address)
     const uint32_t rate = s.failed_login_rate.load(std::memory_order_relaxed);
     if (rate == 0)
         return;
-    const int64_t began = GetCurrentTimestamp();
-    const int64_t longest = LeftUs(kDefaultClass, began, began);
+    const int64_t began = MonotonicUs();
+    const int64_t now = GetCurrentTimestamp();
+    const int64_t longest = LeftUs(kDefaultClass, 0);
     const bool places = HaveFreePlaces(SparePlaces());
     LWLockAcquire(startup_lock, LW_EXCLUSIVE);
-    const int64_t hold_us = s.failed_logins.Judge(address, rate, began, longest);
+    const int64_t hold_us = s.failed_logins.Judge(address, rate, now, longest);
     const bool hold =
         hold_us > 0 && places && s.held_now.load() < MostHeld() && CurrentMode() == Mode::kEnforce;
     if (hold)
@@ -218,12 +220,12 @@ void HoldFailedLogin(const Address &address)
         return;
     s.held.fetch_add(1, std::memory_order_relaxed);
     StartupInfo &info = startup_infos[session.ticket];
-    info.held_since_us.store(began);
+    info.held_since_us.store(now);
     DropSnapshot();
     for (;;) {
         ResetLatch(MyLatch);
         CHECK_FOR_INTERRUPTS();
-        const int64_t left_us = began + hold_us - GetCurrentTimestamp();
+        const int64_t left_us = began + hold_us - MonotonicUs();
         if (left_us <= 0 || CurrentMode() != Mode::kEnforce ||
             s.failed_login_rate.load(std::memory_order_relaxed) == 0)
             break;

@@ -11,6 +11,7 @@
 #include "coalesce/submit.hpp"
 #include "coalesce/submit_worker.hpp"
 #include "pg/compat.hpp"
+#include "pg/monotonic.hpp"
 #include "pg/shared.hpp"
 #include "pg/snapshot.hpp"
 #include "pg/wait.hpp"
@@ -132,8 +133,8 @@ void CountBypass(uint32_t class_id)
 // The way of a transaction that found no free slot, or whose class needs the lock to be judged.
 template <typename Drop, typename Retake> void AdmitSlowly(uint32_t class_id, Drop drop, Retake retake)
 {
-    const int64_t began = GetCurrentTimestamp();
-    switch (session.Enqueue(class_id, began, true, [](Admission) {})) {
+    const int64_t began = MonotonicUs();
+    switch (session.Enqueue(class_id, true, [](Admission) {})) {
     case Admission::kGranted:
         return;
     case Admission::kFull:
@@ -144,10 +145,9 @@ template <typename Drop, typename Retake> void AdmitSlowly(uint32_t class_id, Dr
     }
     CallSupervisor();
     const DroppedSnapshot dropped = drop();
-    switch (
-        session.Wait(class_id, began, [=](int64_t now) { return session.LeftUs(class_id, began, now); })) {
+    switch (session.Wait(class_id, began, [=](int64_t waited) { return session.LeftUs(class_id, waited); })) {
     case WaitEnd::kTimedOut:
-        RefuseTimedOut(class_id, GetCurrentTimestamp() - began);
+        RefuseTimedOut(class_id, MonotonicUs() - began);
         return;
     case WaitEnd::kClientGone:
         EndForLostClient();

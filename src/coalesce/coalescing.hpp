@@ -83,7 +83,7 @@ struct alignas(128) Lane {
     std::atomic<uint64_t> commit_end; // the worker's: end of the last commit record, before the answers are
     std::atomic<uint32_t> stop;       // its database is about to be dropped, renamed, copied
     std::atomic<int64_t>
-        since; // when it entered this state (TimestampTz); for kWanted: not to be tried before
+        since; // when it entered this state (MonotonicUs); for kWanted: not to be tried before
 
     // The worker's.
     std::atomic<uint32_t> ticket; // PGPROC number + 1; 0: none runs
@@ -100,7 +100,7 @@ struct alignas(128) Lane {
     std::atomic<uint32_t> stalled;
     std::atomic<uint32_t> rounds;
     std::atomic<uint32_t> stalled_round;
-    std::atomic<int64_t> stalled_until; // TimestampTz
+    std::atomic<int64_t> stalled_until; // MonotonicUs
 
     // Requests that were answered already: the list under lazy_lock, the others are read by anybody.
     alignas(128) LazyList lazy;

@@ -8,6 +8,7 @@
 #include "coalesce/opt_in.hpp"
 #include "coalesce/shape.hpp"
 #include "pg/compat.hpp"
+#include "pg/monotonic.hpp"
 #include "pg/shared.hpp"
 #include "pg/snapshot.hpp"
 #include "pg/together.hpp"
@@ -204,7 +205,7 @@ bool IsCommittedHere(const Lane *lane, uint32_t epoch)
 bool MayWait(RequestSlot *slot, Lane *lane, uint32_t epoch, int64_t began)
 {
     const bool queued = RequestSlot::StateOf(slot->Load()) == RequestState::kQueued;
-    const int64_t waited_us = GetCurrentTimestamp() - began;
+    const int64_t waited_us = MonotonicUs() - began;
     const bool stalled = waited_us > (lane->throttled.load() != 0 ? kUnattendedUs : kStalledUs);
     if (queued && (InterruptPending || lane->State() != LaneState::kRunning || lane->epoch.load() != epoch ||
                    stalled)) {
@@ -258,7 +259,7 @@ Verdict Await(RequestSlot *slot, Lane *lane, uint32_t epoch, int64_t began)
 
 Verdict HandOver(RequestSlot *slot, Lane *lane, Histogram *waits)
 {
-    const int64_t began = GetCurrentTimestamp();
+    const int64_t began = MonotonicUs();
     const uint32_t epoch = lane->epoch.load();
     slot->synchronous_commit = static_cast<uint8_t>(synchronous_commit);
     slot->database = MyDatabaseId;
@@ -277,7 +278,7 @@ Verdict HandOver(RequestSlot *slot, Lane *lane, Histogram *waits)
     if (verdict != Verdict::kNotExecuted)
         NoteCommit(lane->commit_end.load());
     RESUME_INTERRUPTS();
-    waits->Record(GetCurrentTimestamp() - began);
+    waits->Record(MonotonicUs() - began);
     return verdict;
 }
 

@@ -1,6 +1,7 @@
 #include "coalesce/lanes.hpp"
 
 #include "pg/compat.hpp"
+#include "pg/monotonic.hpp"
 #include "pg/own_worker.hpp"
 #include "pg/shared.hpp"
 
@@ -180,7 +181,7 @@ uint32_t FreeLane(Lane *lane)
 {
     constexpr int64_t kPauseUs = 2 * USECS_PER_SEC; // the database may be wanted for somebody alone
     LWLockAcquire(lazy_lock, LW_EXCLUSIVE);
-    const uint32_t rest = Leave(lane, lane->stop.load() != 0 ? GetCurrentTimestamp() + kPauseUs : 0);
+    const uint32_t rest = Leave(lane, lane->stop.load() != 0 ? MonotonicUs() + kPauseUs : 0);
     LWLockRelease(lazy_lock);
     if (rest > 0)
         AskLauncher();
@@ -211,7 +212,7 @@ void NoteStall(Lane *lane)
     if (OidIsValid(lane->role.load()))
         return; // units of weir.submit() differ: one that is long says nothing of the next
     lane->stalled_round.store(lane->rounds.load());
-    lane->stalled_until.store(GetCurrentTimestamp() + kStalledForUs);
+    lane->stalled_until.store(MonotonicUs() + kStalledForUs);
     if (lane->stalled.exchange(1) == 0)
         ereport(LOG,
                 (errmsg("pg_weir: the worker with PID %u does not take requests: statements go the ordinary "
@@ -223,8 +224,8 @@ bool IsStalled(Lane *lane)
 {
     if (lane->stalled.load(std::memory_order_relaxed) == 0)
         return false;
-    if (lane->State() == LaneState::kRunning && (lane->rounds.load() == lane->stalled_round.load() ||
-                                                 lane->stalled_until.load() > GetCurrentTimestamp()))
+    if (lane->State() == LaneState::kRunning &&
+        (lane->rounds.load() == lane->stalled_round.load() || lane->stalled_until.load() > MonotonicUs()))
         return true;
     if (lane->stalled.exchange(0) != 0)
         ereport(LOG, (errmsg("pg_weir: the worker with PID %u takes requests again", lane->pid.load())));

@@ -5,6 +5,7 @@
 #include "coalesce/interceptor.hpp"
 #include "coalesce/lanes.hpp"
 #include "pg/compat.hpp"
+#include "pg/monotonic.hpp"
 #include "pg/shared.hpp"
 #include "pg/together.hpp"
 #include "stats/rows.hpp"
@@ -61,7 +62,7 @@ void CopyRequest(const RequestSlot &from, RequestSlot *to)
 // Waits until `done()`, for so long at most. Whether it came.
 template <typename Done> bool WaitForLane(Lane *lane, int64_t patience_us, Done done)
 {
-    const int64_t began = GetCurrentTimestamp();
+    const int64_t began = MonotonicUs();
     bool came = false;
     lane->lazy_waiters.fetch_add(1);
     // What is interrupted here must not be counted for ever.
@@ -70,7 +71,7 @@ template <typename Done> bool WaitForLane(Lane *lane, int64_t patience_us, Done 
         for (;;) {
             const uint32_t ends = lane->lazy_ends.load();
             came = done();
-            if (came || GetCurrentTimestamp() - began > patience_us)
+            if (came || MonotonicUs() - began > patience_us)
                 break;
             Ring(lane);
             pgstat_report_wait_start(CoalesceWaitEvent());
@@ -107,12 +108,11 @@ uint64_t LastQueued()
 bool AwaitAllQueued(int64_t patience_us)
 {
     const uint64_t number = LastQueued();
-    const int64_t until = GetCurrentTimestamp() + patience_us;
+    const int64_t until = MonotonicUs() + patience_us;
     for (Lane &lane : shared->coalescing.lanes) {
         if (IsPast(lane, MyDatabaseId, number))
             continue;
-        if (!WaitForLane(&lane, until - GetCurrentTimestamp(),
-                         [&] { return IsPast(lane, MyDatabaseId, number); }))
+        if (!WaitForLane(&lane, until - MonotonicUs(), [&] { return IsPast(lane, MyDatabaseId, number); }))
             return false;
     }
     return true;

@@ -31,7 +31,7 @@ struct LazyLink {
     bool alone;         // a batch with it failed: to be executed by itself
     bool was_locked;    // ... and last time had to wait for a lock
     uint8_t tries;      // batches in which others' errors left no time for it
-    int64_t not_before; // not to be tried before (TimestampTz)
+    int64_t not_before; // not to be tried before (MonotonicUs)
 };
 
 struct LazyList {

@@ -1,6 +1,7 @@
 #include "coalesce/locked_rows.hpp"
 
 #include "pg/compat.hpp"
+#include "pg/monotonic.hpp"
 
 extern "C" {
 #include "common/hashfn.h"
@@ -34,13 +35,13 @@ uint32_t HashOfRow(const RequestSlot &slot)
 
 void Remember(Oid relation, uint32_t hash)
 {
-    locked_rows[hash % kLockedRows] = {relation, hash, GetCurrentTimestamp() + kRememberUs};
+    locked_rows[hash % kLockedRows] = {relation, hash, MonotonicUs() + kRememberUs};
 }
 
 bool IsRemembered(Oid relation, uint32_t hash)
 {
     const LockedRow &row = locked_rows[hash % kLockedRows];
-    return row.relation == relation && row.hash == hash && row.until > GetCurrentTimestamp();
+    return row.relation == relation && row.hash == hash && row.until > MonotonicUs();
 }
 
 // ---- foreign keys ---------------------------------------------------------------------------------

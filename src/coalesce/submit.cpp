@@ -12,6 +12,7 @@
 #include "coalesce/submit_settings.hpp"
 #include "coalesce/submit_unit.hpp"
 #include "pg/compat.hpp"
+#include "pg/monotonic.hpp"
 #include "pg/shared.hpp"
 #include "replicas/flow.hpp"
 #include "stats/rows.hpp"
@@ -123,7 +124,7 @@ Decline JudgeSession()
         return Decline::kNoWorker;
     if (HasTemporaryTables())
         return Decline::kTemporaryTables;
-    if (not_before != 0 && GetCurrentTimestamp() < not_before)
+    if (not_before != 0 && MonotonicUs() < not_before)
         return Decline::kGivenBack;
     not_before = 0;
     return Decline::kNone;
@@ -168,11 +169,11 @@ void Remember(GiveBack why)
 {
     Statistics().given_back[static_cast<size_t>(why)].fetch_add(1, std::memory_order_relaxed);
     if (why == GiveBack::kRowLocked)
-        not_before = GetCurrentTimestamp() + kLockPenaltyUs;
+        not_before = MonotonicUs() + kLockPenaltyUs;
     if (why == GiveBack::kSettings)
-        not_before = GetCurrentTimestamp() + kSettingsPenaltyUs;
+        not_before = MonotonicUs() + kSettingsPenaltyUs;
     if (why == GiveBack::kTooSlow)
-        not_before = GetCurrentTimestamp() + kSlowPenaltyUs;
+        not_before = MonotonicUs() + kSlowPenaltyUs;
 }
 
 void RaiseUnknown()

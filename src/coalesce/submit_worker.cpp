@@ -8,6 +8,7 @@
 #include "coalesce/submit_unit.hpp"
 #include "coalesce/worker.hpp"
 #include "pg/compat.hpp"
+#include "pg/monotonic.hpp"
 #include "pg/shared.hpp"
 #include "pg/together.hpp"
 #include "replicas/flow.hpp"
@@ -177,7 +178,7 @@ void LeaveOut(Entry *entry, int sqlstate)
         return;
     const bool locked = sqlstate == ERRCODE_LOCK_NOT_AVAILABLE || sqlstate == ERRCODE_T_R_DEADLOCK_DETECTED;
     const bool slow = sqlstate == ERRCODE_QUERY_CANCELED &&
-                      GetCurrentTimestamp() - unit_began >= kUnitMs * static_cast<int64_t>(1000);
+                      MonotonicUs() - unit_began >= kUnitMs * static_cast<int64_t>(1000);
     batch.impatient = batch.impatient || locked;
     entry->give_back = locked ? GiveBack::kRowLocked : slow ? GiveBack::kTooSlow : GiveBack::kError;
 }
@@ -229,7 +230,7 @@ void RunUnit(Entry *entry, const Unit &unit)
 
 void BeginClock()
 {
-    unit_began = GetCurrentTimestamp();
+    unit_began = MonotonicUs();
     enable_timeout_after(STATEMENT_TIMEOUT, kUnitMs);
 }
 
@@ -306,7 +307,7 @@ void GuardUnit(Entry *entry)
 void ExecuteBatch(bool guard)
 {
     const MemoryContext context = CurrentMemoryContext;
-    const int64_t began = GetCurrentTimestamp();
+    const int64_t began = MonotonicUs();
     SetCurrentStatementStartTimestamp();
     StartTransactionCommand();
     // A session keeps some of what its role was when it connected. Ours must not lend that to younger ones.
@@ -316,7 +317,7 @@ void ExecuteBatch(bool guard)
         Entry *entry = &batch.entries[batch.at];
         if (entry->give_back != GiveBack::kNone)
             continue;
-        if (GetCurrentTimestamp() - began > kBatchUs) {
+        if (MonotonicUs() - began > kBatchUs) {
             entry->give_back = GiveBack::kBatchMate;
             continue;
         }
@@ -419,7 +420,7 @@ void Forget()
     }
     PG_END_TRY();
     MemoryContextSwitchTo(context);
-    forget_at = GetCurrentTimestamp() + (forgotten == kForgetAtOnce ? 0 : kForgetEachUs);
+    forget_at = MonotonicUs() + (forgotten == kForgetAtOnce ? 0 : kForgetEachUs);
 }
 
 // ---- coming and going -----------------------------------------------------------------------------
@@ -511,7 +512,7 @@ void WaitForReplicas()
 
 void Serve()
 {
-    int64_t idle_since = GetCurrentTimestamp();
+    int64_t idle_since = MonotonicUs();
     while (lane->stop.load(std::memory_order_relaxed) == 0) {
         QueryCancelPending = false; // there is no unit to cancel
         CHECK_FOR_INTERRUPTS();
@@ -527,11 +528,11 @@ void Serve()
             lane->wake.opening.store(batch.number + 1, std::memory_order_seq_cst);
             RunBatch();
             pgstat_report_stat(false);
-            idle_since = GetCurrentTimestamp();
+            idle_since = MonotonicUs();
         }
-        if (GetCurrentTimestamp() >= forget_at)
+        if (MonotonicUs() >= forget_at)
             Forget();
-        else if (GetCurrentTimestamp() - idle_since > kIdleUs)
+        else if (MonotonicUs() - idle_since > kIdleUs)
             return;
         else
             Sleep();

@@ -8,6 +8,7 @@
 #include "coalesce/locked_rows.hpp"
 #include "coalesce/row_writer.hpp"
 #include "pg/compat.hpp"
+#include "pg/monotonic.hpp"
 #include "pg/shared.hpp"
 #include "pg/together.hpp"
 #include "replicas/flow.hpp"
@@ -109,7 +110,7 @@ void CollectQueued()
     arrivals_seen = lane->lazy_arrivals.load(std::memory_order_seq_cst);
     if (lane->lazy_count.load(std::memory_order_seq_cst) == 0)
         return;
-    const int64_t now = GetCurrentTimestamp();
+    const int64_t now = MonotonicUs();
     lazy_round++;
     LWLockAcquire(lazy_lock, LW_SHARED);
     for (uint32_t i = LazyQueue::First(lane->lazy); i != kNoLazy && batch.count < MostRequests();
@@ -175,7 +176,7 @@ void CountBatch(uint32_t *of_table)
 // A queued request was left out: when, and how, it is tried again.
 void Postpone(LazyLink *link, GiveBack why)
 {
-    const int64_t now = GetCurrentTimestamp();
+    const int64_t now = MonotonicUs();
     link->was_locked = why == GiveBack::kRowLocked;
     switch (why) {
     case GiveBack::kRelationLocked:
@@ -321,7 +322,7 @@ bool AllLeftOut()
 // What the table's own functions may take: clients that are in the batch cannot leave it.
 void BeginClock()
 {
-    batch_began = GetCurrentTimestamp();
+    batch_began = MonotonicUs();
     enable_timeout_after(STATEMENT_TIMEOUT, kBatchMs);
 }
 
@@ -348,9 +349,9 @@ void Execute()
         ProcDiePending = 1;
         InterruptPending = 1;
     }
-    const int64_t began = GetCurrentTimestamp();
+    const int64_t began = MonotonicUs();
     CommitTransactionCommand();
-    commit_us += (GetCurrentTimestamp() - began - commit_us) / 8;
+    commit_us += (MonotonicUs() - began - commit_us) / 8;
     ends_later = 1;
 }
 
@@ -367,7 +368,7 @@ void LeaveCulpritsOut(const ErrorData *error)
     const int sqlstate = error->sqlerrcode;
     const bool locked = sqlstate == ERRCODE_LOCK_NOT_AVAILABLE || sqlstate == ERRCODE_T_R_DEADLOCK_DETECTED;
     const bool too_slow = sqlstate == ERRCODE_QUERY_CANCELED &&
-                          GetCurrentTimestamp() - batch_began >= kBatchMs * static_cast<int64_t>(1000);
+                          MonotonicUs() - batch_began >= kBatchMs * static_cast<int64_t>(1000);
     const GiveBack why = locked ? GiveBack::kRowLocked : too_slow ? GiveBack::kTooSlow : GiveBack::kError;
     if (locked && batch.culprits > 0) {
         const RequestSlot &slot = *batch.planned[batch.culprit].slot;
@@ -514,7 +515,7 @@ void RunAlone(uint32_t index)
         ReportFailed(index);
     EndBatch(Verdict::kNotExecuted);
     if (passes && !link->was_locked)
-        link->not_before = GetCurrentTimestamp() + kNoResourcesUs;
+        link->not_before = MonotonicUs() + kNoResourcesUs;
 }
 
 void Work()
@@ -627,9 +628,9 @@ void MindInterrupts()
 // What clients were told is queued is written before the worker ends, if that can be in a moment.
 void WriteTheRest()
 {
-    const int64_t until = GetCurrentTimestamp() + kLastWordsUs;
+    const int64_t until = MonotonicUs() + kLastWordsUs;
     PutOffEnd();
-    while (!CloseLane(lane) && GetCurrentTimestamp() < until) {
+    while (!CloseLane(lane) && MonotonicUs() < until) {
         MindInterrupts();
         Collect();
         CollectQueued();
@@ -704,7 +705,7 @@ void WaitForReplicas()
 
 void Serve()
 {
-    int64_t idle_since = GetCurrentTimestamp();
+    int64_t idle_since = MonotonicUs();
     ends_later = 1;
     while (lane->stop.load(std::memory_order_relaxed) == 0 && !asked_to_end) {
         lane->rounds.fetch_add(1, std::memory_order_relaxed);
@@ -722,14 +723,14 @@ void Serve()
             flush = FlushReason::kQueued;
         CollectQueued();
         if (batch.count == 0 && alone_count == 0) {
-            if (GetCurrentTimestamp() - idle_since > kIdleUs && lane->lazy_count.load() == 0)
+            if (MonotonicUs() - idle_since > kIdleUs && lane->lazy_count.load() == 0)
                 return;
             Sleep();
             continue;
         }
         Work();
         pgstat_report_stat(false);
-        idle_since = GetCurrentTimestamp();
+        idle_since = MonotonicUs();
     }
     WriteTheRest();
 }

@@ -4,6 +4,7 @@
 #include "coalesce/lanes.hpp"
 #include "http/http_worker.hpp"
 #include "pg/compat.hpp"
+#include "pg/monotonic.hpp"
 #include "pg/own_worker.hpp"
 #include "pg/shared.hpp"
 #include "replicas/replay_wait.hpp"
@@ -76,7 +77,7 @@ void weir_launcher_main(Datum)
     ReloadSettings(false);
     for (;;) {
         long nap_ms = Supervise(supervisor, GetCurrentTimestamp());
-        if (StartWantedWorkers(GetCurrentTimestamp()))
+        if (StartWantedWorkers(MonotonicUs()))
             nap_ms = Min(nap_ms, kMaxStartNapMs);
         StartHttpWorkerIfWanted(GetCurrentTimestamp());
         // Before we look at the latch: a waiter that comes now sees that it must wake us.

@@ -3,6 +3,7 @@
 #include "admission/session_class.hpp"
 #include "admission/transaction_gate.hpp"
 #include "pg/compat.hpp"
+#include "pg/monotonic.hpp"
 #include "pg/shared.hpp"
 #include "pg/snapshot.hpp"
 #include "pg/wait.hpp"
@@ -63,7 +64,7 @@ int64_t Estimate()
 void CountWait(int64_t began, TurnEnd end)
 {
     FlowShared &flow = shared->flow;
-    const int64_t waited = Max(GetCurrentTimestamp() - began, INT64CONST(0));
+    const int64_t waited = MonotonicUs() - began;
     flow.waiting.fetch_sub(1, std::memory_order_relaxed);
     flow.waited_us.fetch_add(waited, std::memory_order_relaxed);
     flow.durations.Record(waited);
@@ -107,14 +108,15 @@ TurnEnd WaitForTurn(int64_t began)
             return TurnEnd::kTurn;
         }
         const int64_t max_wait_us = shared->flow.max_wait_us.load(std::memory_order_relaxed);
-        if (max_wait_us > 0 && now - began >= max_wait_us) {
+        const int64_t waited = MonotonicUs() - began;
+        if (max_wait_us > 0 && waited >= max_wait_us) {
             LeaveLine();
             return TurnEnd::kExpired;
         }
         if (!IsHeldInLine(now, &left_us))
             return TurnEnd::kTurn;
         if (max_wait_us > 0)
-            left_us = Min(left_us, max_wait_us - (now - began));
+            left_us = Min(left_us, max_wait_us - waited);
         const long nap_ms = static_cast<long>((Min(left_us, kLongestNapUs) + 999) / 1000);
         if (WaitForLatchOrClient(nap_ms, ThrottleWaitEvent()) == Woken::kClientGone) {
             Drop();
@@ -153,9 +155,9 @@ bool MayBeHeld()
 
 template <typename DropSnapshot, typename Retake> void Hold(DropSnapshot drop, Retake retake)
 {
-    const int64_t began = GetCurrentTimestamp();
-    if (!JoinsLine(began) || IsOnlyObserved())
+    if (!JoinsLine(GetCurrentTimestamp()) || IsOnlyObserved())
         return;
+    const int64_t began = MonotonicUs();
     CountBegin();
     const auto dropped = drop();
     LendSlot();
@@ -342,21 +344,22 @@ void HoldUtility(const Node *statement, bool is_top)
 // back and wait themselves.
 void HoldWorker(bool (*must_stop)())
 {
-    const int64_t began = GetCurrentTimestamp();
-    if (CurrentMode() == Mode::kOff || !IsFresh(shared->replicas, began))
+    const int64_t came = GetCurrentTimestamp();
+    if (CurrentMode() == Mode::kOff || !IsFresh(shared->replicas, came))
         return;
     flow_session.batch = false;
     EnterLine(Estimate());
     int64_t left_us;
-    if (!IsHeldInLine(began, &left_us) || IsOnlyObserved())
+    if (!IsHeldInLine(came, &left_us) || IsOnlyObserved())
         return;
     CountBegin();
+    const int64_t began = MonotonicUs();
     TurnEnd end = TurnEnd::kTurn;
     for (;;) {
         ResetLatch(MyLatch);
         const int64_t now = GetCurrentTimestamp();
         const int64_t max_wait_us = shared->flow.max_wait_us.load(std::memory_order_relaxed);
-        const bool expired = max_wait_us > 0 && now - began >= max_wait_us;
+        const bool expired = max_wait_us > 0 && MonotonicUs() - began >= max_wait_us;
         if (expired || !MustHeed(now) || must_stop()) {
             LeaveLine();
             end = expired ? TurnEnd::kExpired : TurnEnd::kTurn;

@@ -4,6 +4,7 @@
 
 #include "admission/transaction_gate.hpp"
 #include "pg/compat.hpp"
+#include "pg/monotonic.hpp"
 #include "pg/shared.hpp"
 #include "pg/wait.hpp"
 #include "replicas/flow_session.hpp"
@@ -62,24 +63,24 @@ bool BlocksSomebody()
 
 void Pace()
 {
-    const int64_t began = GetCurrentTimestamp();
+    const int64_t came = GetCurrentTimestamp();
     ChargeFlow();
-    if (CurrentMode() != Mode::kEnforce || !IsFresh(shared->replicas, began) || BlocksSomebody())
+    if (CurrentMode() != Mode::kEnforce || !IsFresh(shared->replicas, came) || BlocksSomebody())
         return;
     EnterLine(static_cast<int64_t>(kStepBytes));
     int64_t left_us;
-    if (!IsHeldInLine(began, &left_us))
+    if (!IsHeldInLine(came, &left_us))
         return;
+    const int64_t began = MonotonicUs();
     FlowShared &flow = shared->flow;
     flow.bulk_waits.fetch_add(1, std::memory_order_relaxed);
     for (;;) {
         ResetLatch(MyLatch);
-        const int64_t now = GetCurrentTimestamp();
-        if (!FlowIsEngaged() || now - began >= kLongestStepUs || BlocksSomebody()) {
+        if (!FlowIsEngaged() || MonotonicUs() - began >= kLongestStepUs || BlocksSomebody()) {
             LeaveLine();
             break;
         }
-        if (!IsHeldInLine(now, &left_us))
+        if (!IsHeldInLine(GetCurrentTimestamp(), &left_us))
             break;
         const long nap_ms = static_cast<long>((Min(left_us, kLongestNapUs) + 999) / 1000);
         const Woken woken = WaitForLatchOrClient(nap_ms, ThrottleWaitEvent());
@@ -91,7 +92,7 @@ void Pace()
         if (!flow_session.waiting)
             break;
     }
-    flow.waited_us.fetch_add(Max(GetCurrentTimestamp() - began, INT64CONST(0)), std::memory_order_relaxed);
+    flow.waited_us.fetch_add(MonotonicUs() - began, std::memory_order_relaxed);
 }
 
 TupleTableSlot *NextPacedRow(PlanState *node)

@@ -1,6 +1,7 @@
 #include "replicas/replay_wait.hpp"
 
 #include "pg/compat.hpp"
+#include "pg/monotonic.hpp"
 #include "pg/shared.hpp"
 #include "pg/wait.hpp"
 
@@ -131,7 +132,7 @@ void StartWaiting(XLogRecPtr lsn)
 
 struct ReplayWait {
     LsnToken token;
-    TimestampTz began;
+    int64_t began; // MonotonicUs
     XLogRecPtr replayed_then;
     TimeLineID checked;
 };
@@ -142,7 +143,7 @@ void ReportTimeout(const ReplayWait &wait, int timeout_ms)
     const XLogRecPtr replayed = GetXLogReplayRecPtr(nullptr);
     const uint64_t behind = wait.token.lsn > replayed ? wait.token.lsn - replayed : 0;
     const uint64_t came = replayed > wait.replayed_then ? replayed - wait.replayed_then : 0;
-    const double waited_s = static_cast<double>(GetCurrentTimestamp() - wait.began) / USECS_PER_SEC;
+    const double waited_s = static_cast<double>(MonotonicUs() - wait.began) / USECS_PER_SEC;
     char estimate[128];
     if (GetRecoveryPauseState() != RECOVERY_NOT_PAUSED)
         snprintf(estimate, sizeof(estimate), "Replay is paused.");
@@ -171,8 +172,7 @@ bool WaitPublished(ReplayWait *wait, int timeout_ms)
             wait->token.timeline = wait->checked;
         if (Look(wait->token, &wait->checked))
             return true;
-        const int64_t left_us =
-            wait->began + timeout_ms * INT64CONST(1000) - static_cast<int64_t>(GetCurrentTimestamp());
+        const int64_t left_us = wait->began + timeout_ms * INT64CONST(1000) - MonotonicUs();
         if (left_us <= 0)
             ReportTimeout(*wait, timeout_ms);
         const bool minded = shared->supervision.ticket.load(std::memory_order_relaxed) != 0;
@@ -196,7 +196,7 @@ void WaitForReplay(const LsnToken &token, int timeout_ms)
     ReplayWait wait = {token, 0, 0, 0};
     if (Look(token, &wait.checked))
         return;
-    wait.began = GetCurrentTimestamp();
+    wait.began = MonotonicUs();
     wait.replayed_then = GetXLogReplayRecPtr(nullptr);
     volatile bool there = false;
     PG_TRY();
@@ -207,12 +207,12 @@ void WaitForReplay(const LsnToken &token, int timeout_ms)
     PG_CATCH();
     {
         StopWaiting();
-        shared->replay_waits.waits.Record(GetCurrentTimestamp() - wait.began);
+        shared->replay_waits.waits.Record(MonotonicUs() - wait.began);
         PG_RE_THROW();
     }
     PG_END_TRY();
     StopWaiting();
-    shared->replay_waits.waits.Record(GetCurrentTimestamp() - wait.began);
+    shared->replay_waits.waits.Record(MonotonicUs() - wait.began);
     if (!there)
         EndForLostClient();
 }
@@ -242,7 +242,7 @@ long WakeReplayed(bool first_look)
 {
     static XLogRecPtr seen = InvalidXLogRecPtr;
     static TimeLineID seen_timeline = 0;
-    static TimestampTz seen_at = 0;
+    static int64_t seen_at = 0;
     TimeLineID timeline = 0;
     const XLogRecPtr replayed = RecoveryInProgress() ? GetXLogReplayRecPtr(&timeline) : PG_UINT64_MAX;
     if (!first_look && replayed == seen && timeline == seen_timeline)
@@ -250,7 +250,7 @@ long WakeReplayed(bool first_look)
     // Another timeline: everybody's case is a new one.
     const bool same = timeline == seen_timeline;
     const XLogRecPtr nearest = WakeUpTo(same ? replayed : PG_UINT64_MAX);
-    const TimestampTz now = GetCurrentTimestamp();
+    const int64_t now = MonotonicUs();
     const double came = same && replayed > seen ? static_cast<double>(replayed - seen) : 0;
     const double took_ms = static_cast<double>(now - seen_at) / 1000;
     seen = replayed;
@@ -267,19 +267,18 @@ long WakeReplayed(bool first_look)
 void NapMindingReplay(long nap_ms, uint32 wait_event)
 {
     constexpr int kEvents = WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH;
-    const TimestampTz began = GetCurrentTimestamp();
-    const TimestampTz end = began + nap_ms * INT64CONST(1000);
+    const int64_t end = MonotonicUs() + nap_ms * INT64CONST(1000);
     bool first_look = true;
     while (shared->replay_waits.waiting.load(std::memory_order_seq_cst) > 0) {
         const long poll_ms = WakeReplayed(first_look);
         first_look = false;
         if ((WaitLatch(MyLatch, kEvents, Min(poll_ms, nap_ms), wait_event) & WL_LATCH_SET) != 0)
             return;
-        const TimestampTz now = GetCurrentTimestamp();
-        if (now >= end || now < began)
+        const int64_t now = MonotonicUs();
+        if (now >= end)
             return;
     }
-    const int64_t left_us = end - GetCurrentTimestamp();
+    const int64_t left_us = end - MonotonicUs();
     if (left_us > 0)
         WaitLatch(MyLatch, kEvents, Min(nap_ms, static_cast<long>((left_us + 999) / 1000)), wait_event);
 }

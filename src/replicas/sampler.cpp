@@ -1,6 +1,7 @@
 #include "replicas/sampler.hpp"
 
 #include "pg/compat.hpp"
+#include "pg/monotonic.hpp"
 #include "pg/own_worker.hpp"
 #include "pg/port.hpp"
 #include "pg/shared.hpp"
@@ -11,7 +12,6 @@
 extern "C" {
 #include "access/xlog.h"
 #include "access/xlogrecovery.h"
-#include "portability/instr_time.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
 #include "postmaster/walwriter.h"
@@ -385,9 +385,7 @@ void NoteLags(int64_t now)
 void MindTheClock(int64_t now)
 {
     static int64_t last_us = 0, last_monotonic_us = 0;
-    instr_time time;
-    INSTR_TIME_SET_CURRENT(time);
-    const auto monotonic_us = static_cast<int64_t>(INSTR_TIME_GET_MICROSEC(time));
+    const int64_t monotonic_us = MonotonicUs();
     const int64_t step = (now - last_us) - (monotonic_us - last_monotonic_us);
     if (last_us != 0 && (step > kClockSetUs || step < -kClockSetUs)) {
         SamplerMemory &memory = shared->replicas.memory;

@@ -112,46 +112,19 @@ $s->query('SELECT pg_wal_replay_resume()');
 has_caught_up($admin, 'bare');
 $bare->stop;
 
-# ---- clocks that differ: by a library that adds an hour. (libfaketime does not do: a process that the postmaster forks in a
-# signal handler may have the real time.)
-
-sub clock_library
-{
-	my ($hours) = @_;
-	my $base = PostgreSQL::Test::Utils::tempdir() . '/clock';
-	append_to_file("$base.c", <<'C');
-#include <sys/time.h>
-#include <time.h>
-int gettimeofday(struct timeval *restrict to, void *restrict zone)
-{
-	struct timespec now;
-	(void) zone;
-	clock_gettime(CLOCK_REALTIME, &now);
-	to->tv_sec = now.tv_sec + HOURS * 3600;
-	to->tv_usec = now.tv_nsec / 1000;
-	return 0;
-}
-time_t time(time_t *to) /* pg_ctl compares with it */
-{
-	struct timeval now;
-	gettimeofday(&now, 0);
-	if (to)
-		*to = now.tv_sec;
-	return now.tv_sec;
-}
-C
-	return system('cc', '-shared', '-fPIC', "-DHOURS=($hours)", '-o', "$base.so", "$base.c") == 0 ? "$base.so" : undef;
-}
+# ---- clocks that differ by an hour
 
 SKIP:
 {
-	skip 'there is no C compiler', 7 if system('cc --version >/dev/null 2>&1') != 0;
+	my $library = clock_library() or skip 'there is no C compiler', 7;
 	my %standby;
 	foreach my $hours (1, -1)
 	{
 		my $name = $hours > 0 ? 'ahead' : 'behind';
 		{
-			local $ENV{LD_PRELOAD} = clock_library($hours) // die;
+			local $ENV{WEIR_CLOCK} = PostgreSQL::Test::Utils::tempdir() . "/$name";
+			set_clock($ENV{WEIR_CLOCK}, $hours * 3600);
+			local $ENV{LD_PRELOAD} = $library;
 			$standby{$name} = standby_of($name);
 		}
 		$s = admin_of($standby{$name});

@@ -16,7 +16,7 @@ use Time::HiRes ();
 our @EXPORT = qw(gated_node admin_of app_of reconfigure admission poll_until happens_within wait_for_waiting waits_long_enough
   answers_at_once waits_for_slot is_refused nothing_left startup_value startups_waiting wait_for_startups
   occupy_startup queue_startups no_startups_left
-  set_standbys skip_without_coalescing opt_in is_coalesced coalesced_requests no_warnings);
+  set_standbys skip_without_coalescing opt_in is_coalesced coalesced_requests no_warnings clock_library set_clock);
 
 # PostgreSQL::Test::Utils sends what a test dies of to its log file alone.
 $SIG{__DIE__} = sub { diag(Carp::longmess($_[0])) if defined $^S && !$^S };
@@ -325,6 +325,60 @@ sub coalesced_requests
 {
 	my ($admin, $table) = @_;
 	return $admin->value("SELECT coalesce(sum(requests), 0) FROM weir.stat_coalesce WHERE relation = '$table'::regclass");
+}
+
+# ---- a machine's clock
+
+# A library for LD_PRELOAD: the clock of a server that has it goes ahead by as many seconds as the file in $ENV{WEIR_CLOCK} says,
+# which set_clock() writes. (libfaketime does not do: a process that the postmaster forks in a signal handler may have the real
+# time.) Undef: there is no C compiler.
+sub clock_library
+{
+	my $base = PostgreSQL::Test::Utils::tempdir() . '/clock';
+	open(my $source, '>', "$base.c") or die "$base.c: $!";
+	print $source <<'C';
+#include <fcntl.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/time.h>
+#include <time.h>
+static const volatile int64_t *ahead;
+__attribute__((constructor)) static void start(void)
+{
+	void *file = mmap(0, sizeof(*ahead), PROT_READ, MAP_SHARED, open(getenv("WEIR_CLOCK"), O_RDONLY), 0);
+	ahead = file == MAP_FAILED ? 0 : file;
+}
+int gettimeofday(struct timeval *restrict to, void *restrict zone)
+{
+	struct timespec now;
+	(void) zone;
+	clock_gettime(CLOCK_REALTIME, &now);
+	to->tv_sec = now.tv_sec + (ahead ? *ahead : 0);
+	to->tv_usec = now.tv_nsec / 1000;
+	return 0;
+}
+time_t time(time_t *to) /* pg_ctl compares with it */
+{
+	struct timeval now;
+	gettimeofday(&now, 0);
+	if (to)
+		*to = now.tv_sec;
+	return now.tv_sec;
+}
+C
+	close $source;
+	return system('cc', '-shared', '-fPIC', '-o', "$base.so", "$base.c") == 0 ? "$base.so" : undef;
+}
+
+# In its place, because it is mapped.
+sub set_clock
+{
+	my ($file, $seconds) = @_;
+	open(my $clock, -e $file ? '+<' : '>', $file) or die "$file: $!";
+	binmode $clock;
+	print $clock pack('q', $seconds);
+	return close $clock;
 }
 
 # A client that speaks the protocol itself: it can send something and look later whether an answer came, costs no
