@@ -96,11 +96,18 @@ bool UnderReserve(const GateClass &c) noexcept
 
 // ---- rates ----------------------------------------------------------------------------------------
 
-// A tenth of a second's worth unless said otherwise; and never less than the time between two rounds of a
-// busy launcher, or what it comes late for would be lost.
+namespace
+{
+
+// The time between two rounds of a busy launcher: what it comes late for would be lost.
+constexpr int64_t kLeastSlackNs = 50 * 1000 * 1000;
+constexpr int64_t kMostBunchNs = 150 * 1000 * 1000;
+
+} // namespace
+
+// A tenth of a second's worth unless said otherwise.
 void Pace::Set(double per_second, uint32_t burst) noexcept
 {
-    constexpr int64_t kLeastSlackNs = 50 * 1000 * 1000;
     const auto interval = per_second > 0 ? static_cast<int64_t>(1e9 / per_second) : 0;
     const double early = burst > 0 ? burst - 1.0 : per_second / 10;
     const auto slack = static_cast<int64_t>(early * static_cast<double>(interval));
@@ -114,8 +121,10 @@ bool Pace::IsDue(int64_t now_us) const noexcept
 {
     const int64_t interval = interval_ns.load(std::memory_order_relaxed);
     const int64_t slack = slack_ns.load(std::memory_order_relaxed);
+    const int64_t spare = slack - kLeastSlackNs;
+    const int64_t bunch = open ? 0 : spare < kMostBunchNs ? spare : kMostBunchNs;
     const int64_t now_ns = now_us * 1000;
-    return interval == 0 || now_ns + slack >= due_ns || due_ns - now_ns > slack + 2 * interval;
+    return interval == 0 || now_ns + slack - bunch >= due_ns || due_ns - now_ns > slack + 2 * interval;
 }
 
 void Pace::Charge(int64_t now_us) noexcept
@@ -127,6 +136,7 @@ void Pace::Charge(int64_t now_us) noexcept
         return;
     const bool stale = due_ns < now_ns || due_ns - now_ns > slack + 2 * interval;
     due_ns = (stale ? now_ns : due_ns) + interval;
+    open = now_ns + slack >= due_ns;
 }
 
 void Gate::Init(GateShared *shared, Ticket *tickets, uint32_t count) noexcept

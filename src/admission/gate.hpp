@@ -69,6 +69,10 @@ enum class Departure : uint32_t {
 
 // A rate: the generic cell rate algorithm (ITU-T I.371, 1996), a token bucket in one number. `due_ns` is when
 // the next would come if all came evenly; one may come early by as much as the slack.
+//
+// Who waits comes in bunches: the door that the slack has closed opens again when a bunch's worth of it is
+// there, at most kMostBunchNs of the rate. A login disturbs the sessions that work for longer than it takes,
+// and six at once disturb them once. Slack of less than kLeastSlackNs more than that makes no bunches.
 struct Pace {
     // Written by the launcher under the lock; also read without it.
     std::atomic<int64_t> interval_ns; // 0: no rate
@@ -76,6 +80,7 @@ struct Pace {
 
     // Under the lock.
     int64_t due_ns;
+    bool open; // since the last one came, the slack is not used up
 
     void Set(double per_second, uint32_t burst) noexcept; // per_second 0: no rate
     bool Limits() const noexcept { return interval_ns.load(std::memory_order_relaxed) != 0; }

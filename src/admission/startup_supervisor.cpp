@@ -117,6 +117,13 @@ void WatchForStorm(int64_t now, int64_t oldest_wait_us)
         LogStorm(event, latest);
 }
 
+// So that those who wait come in bunches of a sensible size.
+uint32_t BurstOf(double rate)
+{
+    constexpr double kBurstSeconds = 0.2;
+    return 1 + static_cast<uint32_t>(rate * kBurstSeconds + 0.5);
+}
+
 } // namespace
 
 StartupSupervisor *StartStartupSupervisor(int64_t now)
@@ -178,7 +185,7 @@ void AdaptStartups(StartupSupervisor *s, double established, double cpu_idle, in
         return;
     }
     LWLockAcquire(startup_lock, LW_EXCLUSIVE);
-    startups.gate.pace.Set(settings.startup_share < 100 ? rate : 0, 1);
+    startups.gate.pace.Set(settings.startup_share < 100 ? rate : 0, BurstOf(rate));
     LWLockRelease(startup_lock);
 }
 

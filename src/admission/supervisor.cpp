@@ -448,12 +448,15 @@ void DispatchAll()
 long NapMs(const Supervisor &s, const Census &census)
 {
     constexpr long kBusy = 5;
+    constexpr long kPacing = 20; // those at work are to be left alone
     constexpr long kWatching = 100;
     constexpr long kIdle = 1000;
-    if (WaitingNow(census) > 0 || startup_gate.Waiting() > 0) {
+    if (WaitingNow(census) > 0) {
         const bool shorter = settings.idle_yield_ms >= 0 && settings.idle_yield_ms < kBusy;
         return shorter ? Max(settings.idle_yield_ms, 1) : kBusy;
     }
+    if (startup_gate.Waiting() > 0)
+        return startup_gate.shared().pace.Limits() ? kPacing : kBusy;
     return census.held > 0 || s.established > 0 ? kWatching : kIdle;
 }
 
