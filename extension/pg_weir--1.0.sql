@@ -980,7 +980,7 @@ COMMENT ON COLUMN weir.stat_throttle.batch_engagements IS 'the same of classes o
 COMMENT ON COLUMN weir.stat_throttle.waiting IS 'writers and workers that wait now';
 COMMENT ON COLUMN weir.stat_throttle.waits IS 'transactions that had to wait, or in observe mode would have had to';
 COMMENT ON COLUMN weir.stat_throttle.batch_waits IS 'the same of classes of low weight';
-COMMENT ON COLUMN weir.stat_throttle.bulk_waits IS 'waits between the rows of long statements';
+COMMENT ON COLUMN weir.stat_throttle.bulk_waits IS 'waits between the rows of long statements, and rests of autovacuum that were prolonged';
 COMMENT ON COLUMN weir.stat_throttle.expired IS 'transactions that wrote all the same after weir.throttle_max_wait';
 COMMENT ON COLUMN weir.stat_throttle.wait_total IS 'all waits together';
 COMMENT ON COLUMN weir.stat_throttle.wait_p50 IS 'half of the transactions that waited did so for at most this long';

@@ -121,7 +121,7 @@ void WatchForStorm(int64_t now, int64_t oldest_wait_us)
 uint32_t BurstOf(double rate)
 {
     constexpr double kBurstSeconds = 0.2;
-    return 1 + static_cast<uint32_t>(rate * kBurstSeconds + 0.5);
+    return 1 + static_cast<uint32_t>(rate * kBurstSeconds);
 }
 
 } // namespace

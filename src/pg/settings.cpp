@@ -401,8 +401,9 @@ void DefineThrottle()
                              "Superusers' never are.", &settings.throttle, true, PGC_SUSET, 0, nullptr,
                              nullptr, nullptr);
     DefineCustomBoolVariable(
-        "weir.throttle_bulk", "Whether long statements are slowed down between their rows, too.",
-        "Not while somebody waits for a lock that they hold. Off: only before they begin.",
+        "weir.throttle_bulk", "Whether long statements and autovacuum are slowed down inside, too.",
+        "Not while somebody waits for a lock that they hold. Off: statements wait before they begin, "
+        "autovacuum never.",
         &settings.throttle_bulk, true, PGC_SIGHUP, 0, nullptr, nullptr, nullptr);
     DefineCustomIntVariable(
         "weir.throttle_floor", "WAL per second that writers may always write, all together.",

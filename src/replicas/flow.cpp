@@ -227,6 +227,7 @@ void OnResourceRelease(ResourceReleasePhase phase, bool, bool is_top_level, void
         return;
     EndPacing(nullptr);
     Drop();
+    PaceAutovacuum();
     const uint64_t before = flow_session.mark;
     ChargeFlow();
     const auto written = static_cast<int64_t>(flow_session.mark - before);
@@ -239,6 +240,11 @@ void OnResourceRelease(ResourceReleasePhase phase, bool, bool is_top_level, void
 uint64_t WalBytesWritten()
 {
     return pgWalUsage.wal_bytes;
+}
+
+uint64_t WalRecordsWritten()
+{
+    return static_cast<uint64_t>(pgWalUsage.wal_records);
 }
 
 uint32 ThrottleWaitEvent()
@@ -264,9 +270,15 @@ void ChargeFlow()
     const uint64_t now = WalBytesWritten();
     const auto written = static_cast<int64_t>(now - flow_session.mark);
     flow_session.mark = now;
+    const uint64_t records = WalRecordsWritten() - flow_session.mark_records;
+    flow_session.mark_records += records;
     const bool holds = flow_session.held[0] != 0 || flow_session.held[1] != 0;
     if (!holds && (written == 0 || !FlowIsEngaged()))
         return;
+    if (MyBackendType != B_AUTOVAC_WORKER) {
+        shared->flow.written_bytes.fetch_add(static_cast<uint64_t>(written), std::memory_order_relaxed);
+        shared->flow.written_records.fetch_add(records, std::memory_order_relaxed);
+    }
     if (flow_session.batch)
         shared->flow.buckets[0].Charge(written, flow_session.held[0]);
     shared->flow.buckets[1].Charge(written, flow_session.held[1]);

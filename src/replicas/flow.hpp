@@ -10,9 +10,9 @@
 // wrote is charged.
 //
 // Never held: superusers; sessions with weir.throttle = off; COMMIT and all that comes after the first xid;
-// walsenders, autovacuum and other background workers; statements on temporary and unlogged tables; anybody
-// on a standby. A wait is interruptible, ends after weir.throttle_max_wait, and nobody waits when the sampler
-// has not looked for too long (IsFresh).
+// walsenders and other background workers; statements on temporary and unlogged tables; anybody on a standby.
+// Autovacuum stands in no line: flow_vacuum.cpp slows it down. A wait is interruptible, ends after
+// weir.throttle_max_wait, and nobody waits when the sampler has not looked for too long (IsFresh).
 
 #include "pg/prelude.hpp"
 #include "replicas/flow_bucket.hpp"
@@ -38,6 +38,11 @@ struct FlowShared {
 
     FlowBucket buckets[kFlowLanes];
 
+    // What transactions wrote while the throttle was engaged, without autovacuum's; anybody, atomically.
+    std::atomic<uint64_t> written_bytes, written_records;
+    std::atomic<double>
+        record_bytes; // of one of these records, in the last seconds; the sampler's. 0: not known
+
     // What checks are answered from: the sampler's, too.
     std::atomic<uint32_t> check_known;
     std::atomic<int64_t> check_lag_us, check_threshold_us;
@@ -55,7 +60,7 @@ struct FlowShared {
     std::atomic<uint32_t> waiting;           // writers that wait now
     std::atomic<uint64_t> waits[kFlowLanes]; // transactions that had to wait, or in observe mode would have
     std::atomic<uint64_t> expired;           // of these: went on after weir.throttle_max_wait
-    std::atomic<uint64_t> bulk_waits;        // waits inside of a statement
+    std::atomic<uint64_t> bulk_waits;        // waits inside of a statement, and autovacuum's rests
     std::atomic<int64_t> waited_us;          // all together
     std::atomic<uint64_t> checks[kThrottleCodes];
     Histogram durations; // of the waits before transactions

@@ -1,7 +1,7 @@
 #pragma once
 
 // This process as a writer: its place in the line, what it holds, what it has been charged. flow.cpp,
-// flow_bulk.cpp.
+// flow_bulk.cpp, flow_vacuum.cpp.
 
 #include "replicas/flow.hpp"
 
@@ -11,7 +11,8 @@ namespace weir
 struct FlowSession {
     int64_t held[kFlowLanes]; // reserved in each line, and not charged yet
     int64_t estimate;         // bytes of one of its transactions; 0: not known
-    uint64_t mark;            // pgWalUsage.wal_bytes at the last charge
+    uint64_t mark;            // WalBytesWritten() at the last charge
+    uint64_t mark_records;    // WalRecordsWritten() then
     bool batch;               // draws from the batch lane as well
     bool waiting;             // in the line `line`, with held[line]
     uint32_t line;
@@ -21,7 +22,9 @@ struct FlowSession {
 
 extern FlowSession flow_session;
 
+// By this process.
 uint64_t WalBytesWritten();
+uint64_t WalRecordsWritten();
 
 // Charges what was written since the last charge.
 void ChargeFlow();
@@ -32,6 +35,9 @@ void EnterLine(int64_t bytes);
 void LeaveLine();
 // True: it has to wait `*left_us`. False: it is out of the line, and has what it reserved.
 bool IsHeldInLine(int64_t now, int64_t *left_us);
+
+// At the end of a transaction of any process: from then on an autovacuum worker rests, where it must.
+void PaceAutovacuum();
 
 uint32 ThrottleWaitEvent();
 

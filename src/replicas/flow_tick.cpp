@@ -100,6 +100,25 @@ void PublishChecks(const bool *listed, const FlowTargets &targets, int64_t now)
                                       : unknown < settings.lag_quorum || by_bytes_alone);
 }
 
+// Each tick counts as what was written in it.
+void MeasureRecords()
+{
+    constexpr double kForget = 0.98; // of the ticks before: some five seconds
+    static double bytes = 0;
+    static double records = 0;
+    static uint64_t last_bytes = 0;
+    static uint64_t last_records = 0;
+    FlowShared &flow = shared->flow;
+    const uint64_t now_bytes = flow.written_bytes.load();
+    const uint64_t now_records = flow.written_records.load();
+    bytes = bytes * kForget + static_cast<double>(now_bytes - last_bytes);
+    records = records * kForget + static_cast<double>(now_records - last_records);
+    last_bytes = now_bytes;
+    last_records = now_records;
+    if (records >= 1)
+        flow.record_bytes.store(bytes / records);
+}
+
 void PublishRates(int64_t now)
 {
     FlowShared &flow = shared->flow;
@@ -134,6 +153,7 @@ void ControlFlow(int64_t now)
         flow.controller.Release();
     for (uint32_t i = 0; i < kMaxReplicas; i++)
         replicas.report.rows[i].counts = listed[i] && flow.standbys[i].Counts();
+    MeasureRecords();
     PublishRates(now);
     PublishChecks(listed, targets, now);
 }

@@ -205,7 +205,8 @@ void WriteFlow(MetricsText *text)
         text->Count(flow.waits[i].load(), {{"lane", kLaneNames[i]}});
     text->Counter("pg_weir_throttle_expired_total", "Of these: went on after weir.throttle_max_wait.");
     text->Count(flow.expired.load());
-    text->Counter("pg_weir_throttle_bulk_waits_total", "Waits inside of a statement.");
+    text->Counter("pg_weir_throttle_bulk_waits_total",
+                  "Waits inside of a statement, and prolonged rests of autovacuum.");
     text->Count(flow.bulk_waits.load());
     text->Counter("pg_weir_throttle_waited_seconds_total", "All that writers waited.");
     text->Seconds(flow.waited_us.load());

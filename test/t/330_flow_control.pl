@@ -261,6 +261,51 @@ $admin->query('SELECT pg_cancel_backend(' . $slow->pid . ')');
 is($slow->answer->{code}, '57014', 'it can be cancelled');
 catch_up();
 
+# ---- autovacuum
+
+sub large_table
+{
+	my ($name) = @_;
+	$admin->query("CREATE TABLE $name (i int) WITH (fillfactor = 10, autovacuum_enabled = off)");
+	$admin->query("INSERT INTO $name SELECT generate_series(1, 80000)");
+	return;
+}
+
+sub vacuumed
+{
+	my ($name) = @_;
+	poll_until("$name was vacuumed", sub {
+			$admin->value("SELECT autovacuum_count > 0 FROM pg_stat_user_tables WHERE relname = '$name'") eq 't';
+		});
+	return;
+}
+
+# Autovacuum is to have nothing else to do.
+$admin->query($_)
+  foreach 'ALTER DATABASE template1 IS_TEMPLATE false', 'DROP DATABASE template1', 'ALTER TABLE t SET (autovacuum_enabled = off)',
+  'VACUUM ANALYZE', 'VACUUM';
+large_table($_) foreach 'vacuumed', 'old';
+$admin->query('SET synchronous_commit = off');
+$admin->query('DO $$ BEGIN FOR i IN 1 .. 100010 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$');
+$admin->query('RESET synchronous_commit');
+fall_behind();
+reconfigure($admin, 'autovacuum_naptime' => '1s', 'autovacuum' => 'on');
+my $rests = throttle('bulk_waits');
+$admin->query('ALTER TABLE old SET (autovacuum_freeze_max_age = 100000)');
+vacuumed('old');
+is(throttle('bulk_waits'), $rests, 'an autovacuum against wraparound is not slowed down');
+$admin->query('ALTER TABLE vacuumed SET (autovacuum_enabled = on, autovacuum_vacuum_insert_threshold = 1)');
+poll_until('autovacuum rests', sub { throttle('bulk_waits') > $rests + 1 });
+is($admin->value("SELECT autovacuum_count FROM pg_stat_user_tables WHERE relname = 'vacuumed'"), '0', 'and so it is not done yet');
+$ddl->query('BEGIN');
+$ddl->query(q{SET LOCAL lock_timeout = '10s'});
+is($ddl->send('LOCK TABLE vacuumed')->answer->{tag}, 'LOCK TABLE', 'it makes way as ever');
+$ddl->query('COMMIT');
+reconfigure($admin, 'weir.throttle_bulk' => 'off');
+vacuumed('vacuumed');
+reconfigure($admin, 'weir.throttle_bulk' => 'on');
+catch_up();
+
 # ---- standbys that do not count
 
 reconfigure($admin, 'weir.lag_grace' => '300ms');
