@@ -71,8 +71,8 @@ enum class Departure : uint32_t {
 // the next would come if all came evenly; one may come early by as much as the slack.
 //
 // Who waits comes in bunches: the door that the slack has closed opens again when a bunch's worth of it is
-// there, at most kMostBunchNs of the rate. A login disturbs the sessions that work for longer than it takes,
-// and six at once disturb them once. Slack of less than kLeastSlackNs more than that makes no bunches.
+// there, of the slack beyond kLeastSlackNs and at most kMostBunchNs. A login disturbs the sessions that work
+// for longer than it takes, and six at once disturb them once.
 struct Pace {
     // Written by the launcher under the lock; also read without it.
     std::atomic<int64_t> interval_ns; // 0: no rate

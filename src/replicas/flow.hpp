@@ -40,8 +40,8 @@ struct FlowShared {
 
     // What transactions wrote while the throttle was engaged, without autovacuum's; anybody, atomically.
     std::atomic<uint64_t> written_bytes, written_records;
-    std::atomic<double>
-        record_bytes; // of one of these records, in the last seconds; the sampler's. 0: not known
+    // Of one of these records, in the last seconds; the sampler's. 0: not known.
+    std::atomic<double> record_bytes;
 
     // What checks are answered from: the sampler's, too.
     std::atomic<uint32_t> check_known;

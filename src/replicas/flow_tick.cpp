@@ -100,10 +100,10 @@ void PublishChecks(const bool *listed, const FlowTargets &targets, int64_t now)
                                       : unknown < settings.lag_quorum || by_bytes_alone);
 }
 
-// Each tick counts as what was written in it.
+// A mean over the ticks, each with the weight of what was written in it.
 void MeasureRecords()
 {
-    constexpr double kForget = 0.98; // of the ticks before: some five seconds
+    constexpr double kForget = 0.98; // of those before, each time: at ten a second, five seconds
     static double bytes = 0;
     static double records = 0;
     static uint64_t last_bytes = 0;
