@@ -96,15 +96,6 @@ bool UnderReserve(const GateClass &c) noexcept
 
 // ---- rates ----------------------------------------------------------------------------------------
 
-namespace
-{
-
-// The time between two rounds of a busy launcher: what it comes late for would be lost.
-constexpr int64_t kLeastSlackNs = 50 * 1000 * 1000;
-constexpr int64_t kMostBunchNs = 150 * 1000 * 1000;
-
-} // namespace
-
 // A tenth of a second's worth unless said otherwise.
 void Pace::Set(double per_second, uint32_t burst) noexcept
 {

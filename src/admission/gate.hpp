@@ -67,6 +67,10 @@ enum class Departure : uint32_t {
     kCount
 };
 
+// The time between two rounds of a busy launcher: what it comes late for would be lost.
+constexpr int64_t kLeastSlackNs = 50 * 1000 * 1000;
+constexpr int64_t kMostBunchNs = 150 * 1000 * 1000;
+
 // A rate: the generic cell rate algorithm (ITU-T I.371, 1996), a token bucket in one number. `due_ns` is when
 // the next would come if all came evenly; one may come early by as much as the slack.
 //

@@ -117,11 +117,10 @@ void WatchForStorm(int64_t now, int64_t oldest_wait_us)
         LogStorm(event, latest);
 }
 
-// So that those who wait come in bunches of a sensible size.
+// The burst that makes those who wait come in whole bunches.
 uint32_t BurstOf(double rate)
 {
-    constexpr double kBurstSeconds = 0.2;
-    return 1 + static_cast<uint32_t>(rate * kBurstSeconds);
+    return 1 + static_cast<uint32_t>(rate * (kLeastSlackNs + kMostBunchNs) / 1e9);
 }
 
 } // namespace

@@ -228,9 +228,9 @@ void OnResourceRelease(ResourceReleasePhase phase, bool, bool is_top_level, void
     EndPacing(nullptr);
     Drop();
     PaceAutovacuum();
-    const uint64_t before = flow_session.mark;
+    const uint64_t before = flow_session.mark.bytes;
     ChargeFlow();
-    const auto written = static_cast<int64_t>(flow_session.mark - before);
+    const auto written = static_cast<int64_t>(flow_session.mark.bytes - before);
     if (written > 0)
         flow_session.estimate += flow_session.estimate == 0 ? written : (written - flow_session.estimate) / 4;
 }
@@ -242,9 +242,11 @@ uint64_t WalBytesWritten()
     return pgWalUsage.wal_bytes;
 }
 
-uint64_t WalRecordsWritten()
+WalAmount WrittenSince(WalAmount *mark)
 {
-    return static_cast<uint64_t>(pgWalUsage.wal_records);
+    const WalAmount before = *mark;
+    *mark = {WalBytesWritten(), static_cast<uint64_t>(pgWalUsage.wal_records)};
+    return {mark->bytes - before.bytes, mark->records - before.records};
 }
 
 uint32 ThrottleWaitEvent()
@@ -267,17 +269,14 @@ bool FlowExemptsSession()
 
 void ChargeFlow()
 {
-    const uint64_t now = WalBytesWritten();
-    const auto written = static_cast<int64_t>(now - flow_session.mark);
-    flow_session.mark = now;
-    const uint64_t records = WalRecordsWritten() - flow_session.mark_records;
-    flow_session.mark_records += records;
+    const WalAmount amount = WrittenSince(&flow_session.mark);
+    const auto written = static_cast<int64_t>(amount.bytes);
     const bool holds = flow_session.held[0] != 0 || flow_session.held[1] != 0;
     if (!holds && (written == 0 || !FlowIsEngaged()))
         return;
     if (MyBackendType != B_AUTOVAC_WORKER) {
-        shared->flow.written_bytes.fetch_add(static_cast<uint64_t>(written), std::memory_order_relaxed);
-        shared->flow.written_records.fetch_add(records, std::memory_order_relaxed);
+        shared->flow.written_bytes.fetch_add(amount.bytes, std::memory_order_relaxed);
+        shared->flow.written_records.fetch_add(amount.records, std::memory_order_relaxed);
     }
     if (flow_session.batch)
         shared->flow.buckets[0].Charge(written, flow_session.held[0]);

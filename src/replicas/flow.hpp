@@ -38,7 +38,8 @@ struct FlowShared {
 
     FlowBucket buckets[kFlowLanes];
 
-    // What transactions wrote while the throttle was engaged, without autovacuum's; anybody, atomically.
+    // What transactions wrote while the throttle was engaged, without autovacuum's, since the sampler took it
+    // last; anybody, atomically.
     std::atomic<uint64_t> written_bytes, written_records;
     // Of one of these records, in the last seconds; the sampler's. 0: not known.
     std::atomic<double> record_bytes;

@@ -8,11 +8,16 @@
 namespace weir
 {
 
+// WAL that this process has written.
+struct WalAmount {
+    uint64_t bytes;
+    uint64_t records;
+};
+
 struct FlowSession {
     int64_t held[kFlowLanes]; // reserved in each line, and not charged yet
     int64_t estimate;         // bytes of one of its transactions; 0: not known
-    uint64_t mark;            // WalBytesWritten() at the last charge
-    uint64_t mark_records;    // WalRecordsWritten() then
+    WalAmount mark;           // that was written at the last charge
     bool batch;               // draws from the batch lane as well
     bool waiting;             // in the line `line`, with held[line]
     uint32_t line;
@@ -22,9 +27,10 @@ struct FlowSession {
 
 extern FlowSession flow_session;
 
-// By this process.
 uint64_t WalBytesWritten();
-uint64_t WalRecordsWritten();
+
+// What was written since the mark, which moves on.
+WalAmount WrittenSince(WalAmount *mark);
 
 // Charges what was written since the last charge.
 void ChargeFlow();

@@ -106,15 +106,9 @@ void MeasureRecords()
     constexpr double kForget = 0.98; // of those before, each time: at ten a second, five seconds
     static double bytes = 0;
     static double records = 0;
-    static uint64_t last_bytes = 0;
-    static uint64_t last_records = 0;
     FlowShared &flow = shared->flow;
-    const uint64_t now_bytes = flow.written_bytes.load();
-    const uint64_t now_records = flow.written_records.load();
-    bytes = bytes * kForget + static_cast<double>(now_bytes - last_bytes);
-    records = records * kForget + static_cast<double>(now_records - last_records);
-    last_bytes = now_bytes;
-    last_records = now_records;
+    bytes = bytes * kForget + static_cast<double>(flow.written_bytes.exchange(0));
+    records = records * kForget + static_cast<double>(flow.written_records.exchange(0));
     if (records >= 1)
         flow.record_bytes.store(bytes / records);
 }

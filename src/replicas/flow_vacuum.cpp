@@ -39,10 +39,10 @@ constexpr double kRampUs = 10e6; // the controller learns meanwhile how much slo
 struct {
     bool started;
     TimeoutId timer;
-    uint64_t bytes, records; // that it had written at the last look
-    int64_t looked_us;       // MonotonicUs
-    int64_t due_us;          // when it has had no more than its share
-    double share;            // so far
+    WalAmount mark;    // that was written at the last look
+    int64_t looked_us; // MonotonicUs
+    int64_t due_us;    // when it has had no more than its share
+    double share;      // so far
 } pace;
 
 bool IsToYield()
@@ -53,25 +53,24 @@ bool IsToYield()
 }
 
 // How long the standbys take for that at this process's share.
-int64_t ReplayUs(double bytes, double records)
+int64_t ReplayUs(const WalAmount &amount)
 {
     const FlowShared &flow = shared->flow;
     const double rate = pace.share * static_cast<double>(flow.check_capacity.load(std::memory_order_relaxed));
-    const double by_record = records * flow.record_bytes.load(std::memory_order_relaxed);
+    const auto bytes = static_cast<double>(amount.bytes);
+    const double by_record =
+        static_cast<double>(amount.records) * flow.record_bytes.load(std::memory_order_relaxed);
     return rate > 0 ? static_cast<int64_t>(Min(Max(bytes, by_record) / rate, kLongestRestMs / 1e3) * 1e6) : 0;
 }
 
 // What it has written since the last look moves on when it is due again.
 void Account(int64_t now)
 {
-    const auto bytes = static_cast<double>(WalBytesWritten() - pace.bytes);
-    const auto records = static_cast<double>(WalRecordsWritten() - pace.records);
+    const WalAmount amount = WrittenSince(&pace.mark);
     const auto passed = static_cast<double>(now - pace.looked_us);
-    pace.bytes = WalBytesWritten();
-    pace.records = WalRecordsWritten();
     pace.looked_us = now;
     pace.share = IsToYield() ? Min(kShare, pace.share + kShare * passed / kRampUs) : 0;
-    const int64_t due_us = Max(pace.due_us, now) + ReplayUs(bytes, records);
+    const int64_t due_us = Max(pace.due_us, now) + ReplayUs(amount);
     pace.due_us = pace.share > 0 ? Min(due_us, now + kLongestRestMs * 1000) : now;
 }
 
