@@ -59,6 +59,9 @@ enum class Standing : uint32_t {
 
 const char *StandingName(Standing standing) noexcept;
 
+// Where it is to settle, as a share of the target: a maximum is not to be exceeded at each hiccup of replay.
+constexpr double kAim = 0.8;
+
 constexpr double kHopeless = 30;                       // times the target
 constexpr int64_t kHopelessUs = 60 * INT64_C(1000000); // and at least that
 
