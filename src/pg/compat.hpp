@@ -61,6 +61,20 @@ inline uint32_t MyTicketId()
 }
 #endif
 
+// The WAL writer then flushes what was committed asynchronously. 18 knows it by its number.
+inline void WakeWalWriter()
+{
+#if PG_VERSION_NUM >= 180000
+    const ProcNumber writer = ProcGlobal->walwriterProc;
+    if (writer != INVALID_PROC_NUMBER)
+        SetLatch(&GetPGProcByNumber(writer)->procLatch);
+#else
+    Latch *latch = ProcGlobal->walwriterLatch;
+    if (latch != nullptr)
+        SetLatch(latch);
+#endif
+}
+
 // 16 has one function for all kinds of objects.
 #if PG_VERSION_NUM >= 160000
 inline bool MayConnectToDatabase(Oid database, Oid role)

@@ -10,7 +10,10 @@ namespace weir
 namespace
 {
 
-constexpr uint32_t kBeatsHeard = 3; // in a row: it beats
+constexpr uint32_t kBeatsHeard = 3;           // in a row: it beats
+constexpr int64_t kSmoothLooks = 16;          // of the mean gap
+constexpr int64_t kFreshUs = 100000;          // not under way for longer: it is of now
+constexpr int64_t kLongestResumeUs = 5000000; // else the sender's clock was set back
 
 } // namespace
 
@@ -23,6 +26,8 @@ void SenderSilence::Note(int32_t receiver_pid, uint64_t end, int64_t sent, int64
         beats = 0;
         heard = beatless = false;
         usual_us = now_silent_us = 0;
+        gap_us = ages_us = resumed_us = transit_us = 0;
+        looks = 0;
         usual_before_us = bound_us; // nothing is known of it yet
         window_us = now_us;
     }
@@ -31,22 +36,36 @@ void SenderSilence::Note(int32_t receiver_pid, uint64_t end, int64_t sent, int64
         return;
     if (sent == sent_us) {
         now_silent_us = now_us - heard_us;
+        ages_us += now_silent_us;
+        looks++;
         return;
     }
     const bool in_time = heard && received - heard_us <= bound_us;
     const bool news = end != end_lsn;
-    if (heard && !in_time)
+    if (heard && !in_time) {
         beats = 0;
+        resumed_us = now_us;
+    }
     if (heard && !in_time && !news)
         beatless = true;
     if (in_time && news && beats < kBeatsHeard)
         beats++;
     NoteUsual(in_time, bound_us, now_us);
+    if (in_time)
+        NoteGap();
     heard = true;
     heard_us = received;
     sent_us = sent;
     end_lsn = end;
-    now_silent_us = now_us - received;
+    ages_us = now_silent_us = now_us - received;
+    looks = 1;
+}
+
+// Samples come at any moment between two messages: in the mean they find the latest one half a gap old.
+void SenderSilence::NoteGap() noexcept
+{
+    const int64_t gap = 2 * ages_us / looks;
+    gap_us = gap_us == 0 ? gap : gap_us + (gap - gap_us) * looks / (looks + kSmoothLooks);
 }
 
 // Two windows, each long enough for several beats.
@@ -61,6 +80,14 @@ void SenderSilence::NoteUsual(bool ended_in_time, int64_t bound_us, int64_t now_
     window_us = now_us;
 }
 
+void SenderSilence::NoteTransit(int64_t under_way_us, int64_t now_us) noexcept
+{
+    const bool fresh = under_way_us <= kFreshUs || now_us - resumed_us > kLongestResumeUs;
+    transit_us = fresh ? 0 : under_way_us;
+    if (fresh)
+        resumed_us = 0;
+}
+
 bool SenderSilence::IsDeaf(int64_t bound_us, int64_t now_us) const noexcept
 {
     return receiver == 0 || (!heard && now_us - connected_us <= bound_us);
@@ -68,8 +95,10 @@ bool SenderSilence::IsDeaf(int64_t bound_us, int64_t now_us) const noexcept
 
 int64_t SenderSilence::LagUs(const SilenceBounds &bounds, int64_t now_us) const noexcept
 {
-    const int64_t silence = now_us - heard_us;
-    if (heard_us == 0 || silence <= 0)
+    const int64_t silence = std::max(now_us - heard_us, INT64_C(0));
+    if (transit_us != 0)
+        return silence + transit_us;
+    if (heard_us == 0 || silence == 0)
         return 0;
     if (IsDeaf(bounds.bound_us, now_us))
         return silence;
@@ -79,13 +108,16 @@ int64_t SenderSilence::LagUs(const SilenceBounds &bounds, int64_t now_us) const 
     if (silence <= usual + bounds.slack_us)
         return 0;
     const bool late = silence > bounds.beat_us + bounds.late_us;
-    return late ? silence - usual : std::min(silence - usual, bounds.beat_us);
+    const int64_t missing = silence - std::min(gap_us, usual);
+    return late ? missing : std::min(missing, bounds.beat_us);
 }
 
 void SenderSilence::Shift(int64_t step_us) noexcept
 {
     if (heard_us != 0)
         heard_us += step_us;
+    if (resumed_us != 0)
+        resumed_us += step_us;
     connected_us += step_us;
     window_us += step_us;
 }

@@ -4,9 +4,13 @@
 //
 // A sender that writes a heartbeat is never silent for longer than its interval, and one that is busy not
 // even for that. So a silence that is longer than those of the last seconds is a connection or a server that
-// is cut off, long before wal_receiver_timeout says so: what is longer than usual is the age of what should
-// have come by then. Or the sender was busy and is idle now: until its next beat is late we cannot know, and
-// say no more than a beat's interval. A load balancer that asks for no more does not turn readers away then.
+// is cut off, long before wal_receiver_timeout says so: what is longer than the mean gap between messages is
+// the age of what should have come by then. Or the sender was busy and is idle now: until its next beat is
+// late we cannot know, and say no more than a beat's interval. A load balancer that asks for no more does not
+// turn readers away then.
+//
+// When a cut ends, what was under way meanwhile comes first, and says where the sender was when it sent it:
+// until a message comes that is new, the age of the latest is lag, too.
 //
 // A sender without heartbeats (it has not loaded pg_weir, or heartbeats are off there) may be silent for half
 // a minute and have nothing to say. They are told apart by how it speaks: beats are new WAL, several times in
@@ -43,10 +47,18 @@ struct SenderSilence {
     int64_t usual_before_us; // and in the window before
     int64_t window_us;
     int64_t now_silent_us; // the silence of now, as last seen
+    int64_t gap_us;        // from one message to the next, smoothed; 0: not known
+    int64_t ages_us;       // of the latest message, summed over the `looks` samples that saw it
+    uint32_t looks;
+    int64_t resumed_us; // when a long silence ended; 0: what was under way in it has come
+    int64_t transit_us; // how long the latest message was under way, while that matters
 
     // At each sample. `receiver` 0: not connected. `bound_us`: how long a beating sender is silent at most.
     void Note(int32_t receiver_pid, uint64_t end, int64_t sent, int64_t received, int64_t bound_us,
               int64_t now_us) noexcept;
+
+    // After Note(), of the latest message.
+    void NoteTransit(int64_t under_way_us, int64_t now_us) noexcept;
 
     // Nothing is known of the sender: not connected, or so lately that it had no time to say anything.
     bool IsDeaf(int64_t bound_us, int64_t now_us) const noexcept;
@@ -58,6 +70,7 @@ struct SenderSilence {
 
   private:
     void NoteUsual(bool ended_in_time, int64_t bound_us, int64_t now_us) noexcept;
+    void NoteGap() noexcept;
 };
 
 static_assert(std::is_trivially_copyable_v<SenderSilence>);
