@@ -16,11 +16,19 @@
 #include "pg/shared.hpp"
 
 extern "C" {
+#include "pgstat.h"
 #include "storage/latch.h"
 }
 
 namespace weir
 {
+
+namespace
+{
+
+constexpr int kLatchEvents = WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH;
+
+} // namespace
 
 #ifdef WEIR_WAKE_BY_FUTEX
 
@@ -39,14 +47,32 @@ void WakeTogether(std::atomic<uint32_t> *word, const uint32_t *, uint32_t)
     syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
 }
 
+bool WaitLatchUs(int64_t timeout_us, uint32 wait_event)
+{
+    if (timeout_us < 1000) {
+        std::atomic<uint32_t> word = {};
+        pgstat_report_wait_start(wait_event);
+        SleepOn(&word, 0, timeout_us);
+        pgstat_report_wait_end();
+        timeout_us = 0;
+    }
+    return (WaitLatch(MyLatch, kLatchEvents, static_cast<long>(timeout_us / 1000), wait_event) &
+            WL_LATCH_SET) != 0;
+}
+
 #else
+
+bool WaitLatchUs(int64_t timeout_us, uint32 wait_event)
+{
+    const long timeout_ms = Max(static_cast<long>(timeout_us / 1000), 1L);
+    return (WaitLatch(MyLatch, kLatchEvents, timeout_ms, wait_event) & WL_LATCH_SET) != 0;
+}
 
 void SleepOn(std::atomic<uint32_t> *word, uint32_t value, int64_t timeout_us)
 {
     ResetLatch(MyLatch);
     if (word->load(std::memory_order_seq_cst) == value)
-        WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-                  static_cast<long>((timeout_us + 999) / 1000), CoalesceWaitEvent());
+        WaitLatch(MyLatch, kLatchEvents, static_cast<long>((timeout_us + 999) / 1000), CoalesceWaitEvent());
 }
 
 void WakeTogether(std::atomic<uint32_t> *, const uint32_t *sessions, uint32_t count)

@@ -12,8 +12,12 @@ namespace weir
 // Returns when the word is not `value`, somebody woke us, a signal came, or the time is over.
 void SleepOn(std::atomic<uint32_t> *word, uint32_t value, int64_t timeout_us);
 
-// `sessions`: PGPROC numbers of those who may sleep on it.
+// `sessions`: PGPROC numbers of those who may sleep on it; others among them are woken for nothing.
 void WakeTogether(std::atomic<uint32_t> *word, const uint32_t *sessions, uint32_t count);
+
+// Waits for the latch, in microseconds; returns whether it is set. Below the millisecond that WaitLatch() can
+// it is only looked at in the end; where there is no futex, that is a millisecond.
+bool WaitLatchUs(int64_t timeout_us, uint32 wait_event);
 
 // The wait event of a client whose write is in a batch, or waits for one: WeirCoalesce, in 15 and 16 plain
 // Extension.

@@ -3,14 +3,17 @@
 #include "pg/compat.hpp"
 #include "pg/monotonic.hpp"
 #include "pg/shared.hpp"
+#include "pg/together.hpp"
 #include "pg/wait.hpp"
 
 extern "C" {
 #include "access/timeline.h"
 #include "access/xlog.h"
 #include "access/xlogrecovery.h"
+#include "pgstat.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
+#include "utils/memutils.h"
 #include "utils/timestamp.h"
 }
 
@@ -20,11 +23,11 @@ namespace weir
 namespace
 {
 
-constexpr long kShortestPollMs = 1;
-constexpr long kLongestPollMs = 5;
+constexpr int64_t kShortestPollUs = 500;
+constexpr int64_t kLongestPollUs = 5000;
 // Of a waiter: it does not rest on the launcher alone, and less on one that is gone.
-constexpr long kLongestNapMs = 1000;
-constexpr long kNapUnmindedMs = 100;
+constexpr int64_t kLongestNapUs = USECS_PER_SEC;
+constexpr int64_t kNapUnmindedUs = 100000;
 
 uint32 ReplayWaitEvent()
 {
@@ -107,6 +110,12 @@ std::atomic<uint64_t> &Wanted()
     return replay_wanted[MyTicketId()];
 }
 
+// Which word those sleep on who want this LSN.
+uint32_t CallOf(XLogRecPtr lsn)
+{
+    return static_cast<uint32_t>(lsn / XLOG_BLCKSZ) % kReplayCalls;
+}
+
 void StopWaiting()
 {
     if (Wanted().exchange(0) != 0)
@@ -161,11 +170,23 @@ void ReportTimeout(const ReplayWait &wait, int timeout_ms)
                     errhint("Retry, read on the primary, or allow more time (weir.lsn_wait_timeout).")));
 }
 
+// A signal that comes between the two is not lost: the sleep ends within a second.
+void SleepUntilCalled(std::atomic<uint32_t> *word, uint32_t value, int64_t us)
+{
+    if (InterruptPending)
+        return;
+    pgstat_report_wait_start(ReplayWaitEvent());
+    SleepOn(word, value, us);
+    pgstat_report_wait_end();
+}
+
 // Until it is replayed: true; false: the client is gone.
 bool WaitPublished(ReplayWait *wait, int timeout_ms)
 {
+    std::atomic<uint32_t> *word = &shared->replay_waits.calls[CallOf(wait->token.lsn)];
     for (;;) {
-        ResetLatch(MyLatch);
+        const uint32_t value =
+            word->load(std::memory_order_seq_cst); // who is called after this does not sleep
         CHECK_FOR_INTERRUPTS();
         // Whoever waited through a promotion waits for a write of the old timeline: it may be lost.
         if (wait->checked != 0 && wait->token.timeline == 0 && !RecoveryInProgress())
@@ -175,11 +196,11 @@ bool WaitPublished(ReplayWait *wait, int timeout_ms)
         const int64_t left_us = wait->began + timeout_ms * INT64CONST(1000) - MonotonicUs();
         if (left_us <= 0)
             ReportTimeout(*wait, timeout_ms);
-        const bool minded = shared->supervision.ticket.load(std::memory_order_relaxed) != 0;
-        const long nap_ms =
-            Min(minded ? kLongestNapMs : kNapUnmindedMs, static_cast<long>((left_us + 999) / 1000));
-        if (WaitForLatchOrClient(nap_ms, ReplayWaitEvent()) == Woken::kClientGone)
+        ResetLatch(MyLatch);
+        if (WaitForLatchOrClient(0, ReplayWaitEvent()) == Woken::kClientGone)
             return false;
+        const bool minded = shared->supervision.ticket.load(std::memory_order_relaxed) != 0;
+        SleepUntilCalled(word, value, Min(minded ? kLongestNapUs : kNapUnmindedUs, left_us));
     }
 }
 
@@ -225,20 +246,32 @@ namespace
 // Wakes those whose LSN is replayed. Returns the nearest of the others', or 0.
 XLogRecPtr WakeUpTo(XLogRecPtr up_to)
 {
+    static uint32_t *reached = nullptr;
+    if (reached == nullptr)
+        reached =
+            static_cast<uint32_t *>(MemoryContextAlloc(TopMemoryContext, sizeof(uint32_t) * SessionCount()));
+    uint32_t count = 0;
+    uint64_t called = 0;
     XLogRecPtr nearest = InvalidXLogRecPtr;
     for (uint32_t id = 0; id < SessionCount(); id++) {
         const uint64_t wanted = replay_wanted[id].load(std::memory_order_seq_cst);
-        if (wanted != 0 && wanted <= up_to)
-            WakeTicket(id);
-        else if (wanted != 0 && (nearest == InvalidXLogRecPtr || wanted < nearest))
+        if (wanted != 0 && wanted <= up_to) {
+            reached[count++] = id;
+            called |= UINT64CONST(1) << CallOf(wanted);
+        } else if (wanted != 0 && (nearest == InvalidXLogRecPtr || wanted < nearest))
             nearest = wanted;
     }
+    for (uint32_t i = 0; i < kReplayCalls; i++)
+        if ((called & (UINT64CONST(1) << i)) != 0) {
+            shared->replay_waits.calls[i].fetch_add(1, std::memory_order_seq_cst);
+            WakeTogether(&shared->replay_waits.calls[i], reached, count);
+        }
     return nearest;
 }
 
 // Only what moves can have passed anybody, except for the first look; then those are woken who waited
 // before. Returns when to look again: half of the time that the nearest one's WAL takes at the present rate.
-long WakeReplayed(bool first_look)
+int64_t WakeReplayed(bool first_look)
 {
     static XLogRecPtr seen = InvalidXLogRecPtr;
     static TimeLineID seen_timeline = 0;
@@ -246,41 +279,40 @@ long WakeReplayed(bool first_look)
     TimeLineID timeline = 0;
     const XLogRecPtr replayed = RecoveryInProgress() ? GetXLogReplayRecPtr(&timeline) : PG_UINT64_MAX;
     if (!first_look && replayed == seen && timeline == seen_timeline)
-        return kShortestPollMs;
+        return kShortestPollUs;
     // Another timeline: everybody's case is a new one.
     const bool same = timeline == seen_timeline;
     const XLogRecPtr nearest = WakeUpTo(same ? replayed : PG_UINT64_MAX);
     const int64_t now = MonotonicUs();
     const double came = same && replayed > seen ? static_cast<double>(replayed - seen) : 0;
-    const double took_ms = static_cast<double>(now - seen_at) / 1000;
+    const auto took_us = static_cast<double>(now - seen_at);
     seen = replayed;
     seen_timeline = timeline;
     seen_at = now;
     if (first_look || came <= 0 || nearest <= replayed)
-        return kShortestPollMs;
-    const double half_ms = static_cast<double>(nearest - replayed) / came * took_ms / 2;
-    return static_cast<long>(Max(Min(half_ms, static_cast<double>(kLongestPollMs)), 1.0));
+        return kShortestPollUs;
+    const double half_us = static_cast<double>(nearest - replayed) / came * took_us / 2;
+    return half_us >= static_cast<double>(kLongestPollUs)
+               ? kLongestPollUs
+               : Max(static_cast<int64_t>(half_us), kShortestPollUs);
 }
 
 } // namespace
 
 void NapMindingReplay(long nap_ms, uint32 wait_event)
 {
-    constexpr int kEvents = WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH;
     const int64_t end = MonotonicUs() + nap_ms * INT64CONST(1000);
     bool first_look = true;
     while (shared->replay_waits.waiting.load(std::memory_order_seq_cst) > 0) {
-        const long poll_ms = WakeReplayed(first_look);
+        const int64_t poll_us = WakeReplayed(first_look);
         first_look = false;
-        if ((WaitLatch(MyLatch, kEvents, Min(poll_ms, nap_ms), wait_event) & WL_LATCH_SET) != 0)
-            return;
-        const int64_t now = MonotonicUs();
-        if (now >= end)
+        if (WaitLatchUs(Min(poll_us, nap_ms * INT64CONST(1000)), wait_event) || MonotonicUs() >= end)
             return;
     }
     const int64_t left_us = end - MonotonicUs();
     if (left_us > 0)
-        WaitLatch(MyLatch, kEvents, Min(nap_ms, static_cast<long>((left_us + 999) / 1000)), wait_event);
+        WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+                  Min(nap_ms, static_cast<long>((left_us + 999) / 1000)), wait_event);
 }
 
 } // namespace weir

@@ -4,10 +4,10 @@
 //
 // GetXLogReplayRecPtr() takes a spinlock that the startup process takes twice per record, so the waiters do
 // not poll it: each publishes what it wants and sleeps, and one process, the launcher, looks while anybody
-// waits, each millisecond, or each five while the nearest LSN is far, and wakes those whose LSN was passed. A
-// waiter publishes before it looks for the last time; who publishes after the launcher's look sees at least
-// what the launcher saw: no wake-up is lost. If the launcher is gone, waiters look for themselves ten times a
-// second; if it hangs, each second.
+// waits, each half millisecond, or each five while the nearest LSN is far, and wakes those whose LSN was
+// passed. A waiter publishes before it looks for the last time; who publishes after the launcher's look sees
+// at least what the launcher saw: no wake-up is lost. If the launcher is gone, waiters look for themselves
+// ten times a second; if it hangs, each second.
 
 #include "pg/prelude.hpp"
 #include "replicas/lsn_token.hpp"
@@ -19,8 +19,12 @@ namespace weir
 // In shared memory. The LSN that a session waits for stands in replay_wanted, one word per session, written
 // by that session alone, 0 when it does not wait; it is cleared on every way out, the process's exit
 // included.
+constexpr uint32_t kReplayCalls = 64;
+
 struct ReplayWaitShared {
-    std::atomic<uint32_t> waiting;   // sessions with such a word
+    std::atomic<uint32_t> waiting; // sessions with such a word
+    // Slept on; counted up by the launcher alone, when somebody is to be woken.
+    std::atomic<uint32_t> calls[kReplayCalls];
     std::atomic<uint64_t> timed_out; // since weir.reset(), like the following
     std::atomic<uint64_t> too_late;  // refused: the transaction could not wait any more
     Histogram waits;                 // of those that had to wait, however it ended

@@ -106,6 +106,20 @@ $writer_admin->query('ROLLBACK');
 $_->answer foreach @company;
 $_->close foreach @company, $coalesced, $observer;
 
+# ---- who sleeps on the same word is woken with the others, looks, and sleeps again: 512 kB further on it is the same one
+
+my ($near, $far) = map { $writer->value("SELECT pg_current_wal_insert_lsn() + 8 + $_ * 524288") } 0, 8;
+my ($sooner, $later) = map { app_of($standby) } 1 .. 2;
+$sooner->send("CALL weir.wait_for_lsn('$near', '1 min')");
+$later->send("CALL weir.wait_for_lsn('$far', '1 min')");
+wait_for_readers($admin, 2);
+$writer->query('INSERT INTO t VALUES (0)');
+is($sooner->answer->{tag}, 'CALL', 'whose LSN is replayed goes on');
+is(waiting($admin), 1, 'the other waits');
+ok(!$later->answered, 'and has no answer');
+$writer_admin->query(q{SELECT pg_logical_emit_message(true, 'far', repeat('x', 5000000))});
+is($later->answer->{tag}, 'CALL', 'until its own is');
+
 # ---- waiting, every way into a transaction
 
 my $i = 2;
