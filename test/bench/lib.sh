@@ -90,6 +90,19 @@ restart_system() {
         { cat "$work/$name.start" >&2 && return 1; }
 }
 
+# processor_ticks SERVER: what its processes have taken so far, those that have ended included.
+processor_ticks() {
+    local postmaster
+    postmaster=$(head -n 1 "$work/$1/data/postmaster.pid")
+    pgrep -P "$postmaster" | sed 's:.*:/proc/&/stat:' | xargs cat "/proc/$postmaster/stat" 2>/dev/null |
+        awk '{ ticks += $14 + $15 + $16 + $17 } END { print ticks }'
+}
+
+# processor_us SERVER TICKS COUNT: what they have taken since there were that many, in µs, for each of COUNT.
+processor_us() {
+    awk -v ticks="$(minus "$(processor_ticks "$1")" "$2")" -v hz="$(getconf CLK_TCK)" -v count="$3" 'BEGIN { printf "%.1f", 1e6 * ticks / hz / count }'
+}
+
 start_standby() {
     local name=$1 primary=$2
     shift 2

@@ -129,6 +129,11 @@ load_end() {
     awk -v t0="$(start_epoch "$1")" '{ printf "%.2f\n", $1 + $2 - t0 }' "$1/launch"
 }
 
+# processed RUN: transactions of the whole run.
+processed() {
+    sed -n 's/.*number of transactions actually processed: \([0-9]*\).*/\1/p' "$1/out"
+}
+
 # tps_between RUN FROM [TO]: mean throughput over that part of the run, at most to its load_end.
 tps_between() {
     awk -v from="$2" -v to="${3:-1e9}" -v end="$(load_end "$1")" '
