@@ -70,9 +70,11 @@ bool WaitLatchUs(int64_t timeout_us, uint32 wait_event)
 
 void SleepOn(std::atomic<uint32_t> *word, uint32_t value, int64_t timeout_us)
 {
+    const uint32 shown = MyProc->wait_event_info; // by the caller
     ResetLatch(MyLatch);
     if (word->load(std::memory_order_seq_cst) == value)
-        WaitLatch(MyLatch, kLatchEvents, static_cast<long>((timeout_us + 999) / 1000), CoalesceWaitEvent());
+        WaitLatch(MyLatch, kLatchEvents, static_cast<long>((timeout_us + 999) / 1000),
+                  shown != 0 ? shown : CoalesceWaitEvent());
 }
 
 void WakeTogether(std::atomic<uint32_t> *, const uint32_t *sessions, uint32_t count)

@@ -243,6 +243,11 @@ void WaitForReplay(const LsnToken &token, int timeout_ms)
 namespace
 {
 
+bool IsCalled(uint64_t calls, uint32_t i)
+{
+    return (calls & (UINT64CONST(1) << i)) != 0;
+}
+
 // Wakes those whose LSN is replayed. Returns the nearest of the others', or 0.
 XLogRecPtr WakeUpTo(XLogRecPtr up_to)
 {
@@ -262,9 +267,12 @@ XLogRecPtr WakeUpTo(XLogRecPtr up_to)
             nearest = wanted;
     }
     for (uint32_t i = 0; i < kReplayCalls; i++)
-        if ((called & (UINT64CONST(1) << i)) != 0) {
+        if (IsCalled(called, i))
             shared->replay_waits.calls[i].fetch_add(1, std::memory_order_seq_cst);
+    for (uint32_t i = 0; i < kReplayCalls; i++)
+        if (IsCalled(called, i)) {
             WakeTogether(&shared->replay_waits.calls[i], reached, count);
+            count = 0; // by their latches, all are awake
         }
     return nearest;
 }

@@ -16,11 +16,11 @@
 namespace weir
 {
 
+constexpr uint32_t kReplayCalls = 64;
+
 // In shared memory. The LSN that a session waits for stands in replay_wanted, one word per session, written
 // by that session alone, 0 when it does not wait; it is cleared on every way out, the process's exit
 // included.
-constexpr uint32_t kReplayCalls = 64;
-
 struct ReplayWaitShared {
     std::atomic<uint32_t> waiting; // sessions with such a word
     // Slept on; counted up by the launcher alone, when somebody is to be woken.

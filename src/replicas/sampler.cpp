@@ -14,6 +14,7 @@ extern "C" {
 #include "access/xlogrecovery.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
+#include "postmaster/walwriter.h"
 #include "replication/slot.h"
 #include "replication/walreceiver.h"
 #include "storage/ipc.h"
@@ -211,11 +212,14 @@ Receiver ReadReceiver(OwnRow *own)
     return r;
 }
 
-// Of a sender with the same weir.heartbeat_interval as ours. A beat must be flushed and come here.
+// Of a sender with the same weir.heartbeat_interval as ours. A beat must be flushed and come here; it is
+// flushed at once if the WAL writer has not flushed for wal_writer_delay.
 SilenceBounds BoundsOfSilence()
 {
     const int64_t beat = settings.heartbeat_interval_ms * INT64CONST(1000);
-    return {beat, 2 * kJitterUs, beat == 0 ? kNoBeats : beat + beat / 2 + 500000,
+    const int64_t unflushed = WalWriterDelay * INT64CONST(1000);
+    return {beat, 2 * kJitterUs + (beat > unflushed ? 0 : unflushed),
+            beat == 0 ? kNoBeats : beat + beat / 2 + 500000,
             settings.lag_sample_interval_ms * INT64CONST(1000) + kJitterUs};
 }
 
@@ -247,7 +251,7 @@ void ListenToSender(OwnRow *own, const Receiver &r, int64_t now)
     own->message_us = memory.silence.heard_us;
     own->skew_known = memory.skew.Known();
     own->skew_us = own->skew_known ? memory.skew.Us() : 0;
-    memory.silence.NoteTransit(r.received_us - r.sent_us - own->skew_us, now);
+    memory.silence.NoteTransit(r.received_us - r.sent_us - own->skew_us);
     // Less than before is no end of WAL: a keepalive says what was sent (WalSndKeepalive() in walsender.c).
     if (r.pid != 0 && r.end != 0 && (!goes_on || r.end >= memory.upstream.Newest())) {
         own->sender_lsn = r.end;

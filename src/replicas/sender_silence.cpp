@@ -13,7 +13,7 @@ namespace
 constexpr uint32_t kBeatsHeard = 3;           // in a row: it beats
 constexpr int64_t kSmoothLooks = 16;          // of the mean gap
 constexpr int64_t kFreshUs = 100000;          // not under way for longer: it is of now
-constexpr int64_t kLongestResumeUs = 5000000; // else the sender's clock was set back
+constexpr int64_t kLongestResumeUs = 5000000; // that only old ones come
 
 } // namespace
 
@@ -42,10 +42,12 @@ void SenderSilence::Note(int32_t receiver_pid, uint64_t end, int64_t sent, int64
     }
     const bool in_time = heard && received - heard_us <= bound_us;
     const bool news = end != end_lsn;
-    if (heard && !in_time) {
-        beats = 0;
+    if (heard && !in_time && beats >= kBeatsHeard && !beatless) {
         resumed_us = now_us;
+        cut_us = received - heard_us;
     }
+    if (heard && !in_time)
+        beats = 0;
     if (heard && !in_time && !news)
         beatless = true;
     if (in_time && news && beats < kBeatsHeard)
@@ -80,12 +82,11 @@ void SenderSilence::NoteUsual(bool ended_in_time, int64_t bound_us, int64_t now_
     window_us = now_us;
 }
 
-void SenderSilence::NoteTransit(int64_t under_way_us, int64_t now_us) noexcept
+void SenderSilence::NoteTransit(int64_t under_way_us) noexcept
 {
-    const bool fresh = under_way_us <= kFreshUs || now_us - resumed_us > kLongestResumeUs;
-    transit_us = fresh ? 0 : under_way_us;
-    if (fresh)
+    if (under_way_us <= kFreshUs || heard_us - resumed_us > kLongestResumeUs)
         resumed_us = 0;
+    transit_us = resumed_us == 0 ? 0 : std::min(under_way_us, cut_us);
 }
 
 bool SenderSilence::IsDeaf(int64_t bound_us, int64_t now_us) const noexcept

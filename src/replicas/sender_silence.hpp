@@ -9,8 +9,10 @@
 // late we cannot know, and say no more than a beat's interval. A load balancer that asks for no more does not
 // turn readers away then.
 //
-// When a cut ends, what was under way meanwhile comes first, and says where the sender was when it sent it:
-// until a message comes that is new, the age of the latest is lag, too.
+// When a silence beyond the bound ends, what was under way in it comes first, and says where the sender was
+// when it sent that: until a message comes that is new, the age of the latest is lag, too, but no more than
+// the silence was long. Nor for longer than seconds in which only old ones come: then the sender's clock was
+// set back.
 //
 // A sender without heartbeats (it has not loaded pg_weir, or heartbeats are off there) may be silent for half
 // a minute and have nothing to say. They are told apart by how it speaks: beats are new WAL, several times in
@@ -50,7 +52,8 @@ struct SenderSilence {
     int64_t gap_us;        // from one message to the next, smoothed; 0: not known
     int64_t ages_us;       // of the latest message, summed over the `looks` samples that saw it
     uint32_t looks;
-    int64_t resumed_us; // when a long silence ended; 0: what was under way in it has come
+    int64_t resumed_us; // when a cut ended; 0: what was under way in it has come
+    int64_t cut_us;     // how long that was
     int64_t transit_us; // how long the latest message was under way, while that matters
 
     // At each sample. `receiver` 0: not connected. `bound_us`: how long a beating sender is silent at most.
@@ -58,7 +61,7 @@ struct SenderSilence {
               int64_t now_us) noexcept;
 
     // After Note(), of the latest message.
-    void NoteTransit(int64_t under_way_us, int64_t now_us) noexcept;
+    void NoteTransit(int64_t under_way_us) noexcept;
 
     // Nothing is known of the sender: not connected, or so lately that it had no time to say anything.
     bool IsDeaf(int64_t bound_us, int64_t now_us) const noexcept;

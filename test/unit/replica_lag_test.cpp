@@ -444,21 +444,38 @@ TEST(SenderSilence, WhatWasUnderWayInACutIsNotNews)
     now = cut + 8 * kSecond;
     // It comes when the cut ends, and was sent when it began.
     silence.Note(7, silence.end_lsn + 40, cut + 10 * kMs, now, kBound, now);
-    silence.NoteTransit(now - cut - 10 * kMs, now);
+    silence.NoteTransit(now - cut - 10 * kMs);
     EXPECT_EQ(8 * kSecond - 10 * kMs, silence.LagUs(kBounds, now));
     EXPECT_EQ(8 * kSecond + 90 * kMs, silence.LagUs(kBounds, now + 100 * kMs));
-    SenderSilence other_clock = silence;
+    SenderSilence other_clock = silence, dead = silence;
     // What is sent now.
     now += 200 * kMs;
     silence.Note(7, silence.end_lsn + 40, now - 1, now, kBound, now);
-    silence.NoteTransit(1, now);
+    silence.NoteTransit(1);
     EXPECT_EQ(0, silence.LagUs(kBounds, now));
-    // Or nothing ever is, because the sender's clock was set back.
+    // Or nothing more comes.
+    EXPECT_EQ(18 * kSecond - 10 * kMs, dead.LagUs(kBounds, cut + 18 * kSecond));
+    dead.NoteTransit(8 * kSecond - 10 * kMs);
+    EXPECT_EQ(18 * kSecond - 10 * kMs, dead.LagUs(kBounds, cut + 18 * kSecond));
+    // Or nothing ever is new, because the sender's clock was set back, by an hour.
+    now = cut + 8 * kSecond;
     for (int i = 0; i < 60; i++, now += 100 * kMs) {
-        other_clock.Note(7, other_clock.end_lsn + 40, now - 8 * kSecond, now, kBound, now);
-        other_clock.NoteTransit(8 * kSecond, now);
+        other_clock.Note(7, other_clock.end_lsn + 40, now - 3600 * kSecond, now, kBound, now);
+        other_clock.NoteTransit(3600 * kSecond);
+        EXPECT_LE(other_clock.LagUs(kBounds, now), 8 * kSecond);
     }
     EXPECT_EQ(0, other_clock.LagUs(kBounds, now));
+}
+
+TEST(SenderSilence, OfOneWithoutBeatsSaysNothingOfWhatWasUnderWay)
+{
+    int64_t now = kStart;
+    SenderSilence silence = {};
+    for (int i = 0; i < 10; i++, now += 3 * kSecond) {
+        silence.Note(7, 1000 + static_cast<uint64_t>(i), now - 300 * kMs, now, kBound, now);
+        silence.NoteTransit(299 * kMs);
+        EXPECT_EQ(0, silence.LagUs(kBounds, now + kSecond));
+    }
 }
 
 TEST(SenderSilence, OfALongCutIsNotTakenForUsual)
