@@ -94,7 +94,7 @@ restart_system() {
 processor_ticks() {
     local postmaster
     postmaster=$(head -n 1 "$work/$1/data/postmaster.pid")
-    pgrep -P "$postmaster" | sed 's:.*:/proc/&/stat:' | xargs cat "/proc/$postmaster/stat" 2>/dev/null |
+    pgrep -P "$postmaster" | sed 's:.*:/proc/&/stat:' | { xargs cat "/proc/$postmaster/stat" 2>/dev/null || true; } |
         awk '{ ticks += $14 + $15 + $16 + $17 } END { print ticks }'
 }
 
