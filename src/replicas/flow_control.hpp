@@ -7,14 +7,14 @@
 //     delay  = backlog / capacity                    of what is written now: flow_standby.hpp
 //     aim    = 0.8 * target                          so that a hiccup of replay does not exceed the target
 //     knee   = max(target / 2, 0.5 s)
-//     rate   = capacity * 2 ^ ((aim - delay) / knee), at most 8 times the capacity,
+//     rate   = capacity * 2 ^ ((aim - delay - max(delay - target, 0)) / knee), at most 8 times the capacity,
 //              at least the floor: the larger of weir.throttle_floor and a 50th of the capacity
 //     writers' rate = rate - what others write (autovacuum, superusers, padding), at least the floor
 //
 // At the aim writers may write what the standby replays, so that is where it settles, with the standby busy
-// all the time: the controller costs no throughput. A knee beyond it they may write half, two knees a
-// quarter. With a bound in bytes the same is done with bytes, and the lower rate holds. Each standby that
-// counts allows a rate; the weir.lag_quorum-th lowest is taken.
+// all the time: the controller costs no throughput. A knee beyond it they may write half; beyond the target
+// it is halved twice as fast. With a bound in bytes the same is done with bytes, and the lower rate holds.
+// Each standby that counts allows a rate; the weir.lag_quorum-th lowest is taken.
 //
 // It engages when the lag, or the delay if the lag itself is at least a fourth of the target, is half of the
 // target, and lets go when the delay is below a fourth for kReleaseUs: in between it neither comes nor goes.

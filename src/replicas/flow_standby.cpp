@@ -50,10 +50,12 @@ double HopelessPressure(const FlowTargets &targets) noexcept
     return Larger(kHopeless, static_cast<double>(kHopelessUs) / static_cast<double>(targets.lag_us));
 }
 
-// Halvings of the rate: how far beyond the aim, in knees of half a target. Positive: beyond.
+// Halvings of the rate: how far beyond the aim, in knees of half a target, and beyond the target once more.
+// Negative: below the aim.
 double Excess(double value, double target, double least_knee) noexcept
 {
-    return (value - kAim * target) / Larger(target / 2, least_knee);
+    const double knee = Larger(target / 2, least_knee);
+    return (value - kAim * target + Larger(value - target, 0)) / knee;
 }
 
 } // namespace
