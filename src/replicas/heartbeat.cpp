@@ -21,8 +21,8 @@ constexpr int64_t kAfterErrorUs = 60 * USECS_PER_SEC;
 int64_t not_before = 0;
 
 // A transaction that wrote nothing but its commit is not flushed by its commit, nor does it wait for
-// synchronous standbys: the WAL writer flushes it, and a disk that stalls does not stall the sampler. It is
-// woken for it, because a beat that comes when it is due tells a standby sooner that the next one is missing.
+// synchronous standbys: the WAL writer flushes it, and a disk that stalls does not stall the sampler. The WAL
+// writer is woken, because the more punctual beats are, the sooner a standby knows that one is missing.
 void WriteBeat()
 {
     StartTransactionCommand();

@@ -8,6 +8,9 @@
 // passed. A waiter publishes before it looks for the last time; who publishes after the launcher's look sees
 // at least what the launcher saw: no wake-up is lost. If the launcher is gone, waiters look for themselves
 // ten times a second; if it hangs, each second.
+//
+// Waiters sleep on a few words (pg/together.hpp), so that one call wakes all whose LSNs are in the same page
+// of WAL, or a multiple of kReplayCalls pages apart. Who is woken too early looks, and sleeps again.
 
 #include "pg/prelude.hpp"
 #include "replicas/lsn_token.hpp"
