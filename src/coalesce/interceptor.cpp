@@ -25,7 +25,6 @@ extern "C" {
 #include "nodes/execnodes.h"
 #include "nodes/plannodes.h"
 #include "parser/parsetree.h"
-#include "pgstat.h"
 #include "replication/origin.h"
 #include "storage/procsignal.h"
 #include "tcop/pquery.h"
@@ -234,10 +233,9 @@ Verdict Await(RequestSlot *slot, Lane *lane, uint32_t epoch, int64_t began)
     std::atomic<uint32_t> *word;
     uint32_t value;
     bool abandoned = false;
-    pgstat_report_wait_start(CoalesceWaitEvent());
     while (lane->wake.Prepare(*slot, &word, &value)) {
         if (!InterruptPending)
-            SleepOn(word, value, kLookAgainUs);
+            SleepOn(word, value, kLookAgainUs, CoalesceWaitEvent());
         const RequestState state = RequestSlot::StateOf(slot->Load());
         if (state == RequestState::kDone)
             break;
@@ -249,9 +247,8 @@ Verdict Await(RequestSlot *slot, Lane *lane, uint32_t epoch, int64_t began)
         }
         // With a signal pending the sleep would return at once, again and again.
         if (InterruptPending && RequestSlot::StateOf(slot->Load()) == RequestState::kTaken)
-            SleepOn(word, value, 1000);
+            SleepOn(word, value, 1000, CoalesceWaitEvent());
     }
-    pgstat_report_wait_end();
     return abandoned ? Abandoned(lane, epoch) : slot->verdict;
 }
 

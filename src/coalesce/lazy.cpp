@@ -18,7 +18,6 @@ extern "C" {
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "nodes/plannodes.h"
-#include "pgstat.h"
 #include "storage/proc.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
@@ -74,9 +73,7 @@ template <typename Done> bool WaitForLane(Lane *lane, int64_t patience_us, Done 
             if (came || MonotonicUs() - began > patience_us)
                 break;
             Ring(lane);
-            pgstat_report_wait_start(CoalesceWaitEvent());
-            SleepOn(&lane->lazy_ends, ends, kLookAgainUs);
-            pgstat_report_wait_end();
+            SleepOn(&lane->lazy_ends, ends, kLookAgainUs, CoalesceWaitEvent());
             CHECK_FOR_INTERRUPTS();
         }
     }

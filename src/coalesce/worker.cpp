@@ -685,7 +685,7 @@ void LetRoundsMerge()
 {
     if (commit_us >= kSlowCommitUs)
         flush = TakeMore(kNaps, lane->company.peak,
-                         [] { SleepOn(&lane->stop, 0, Min(commit_us / (2 * kNaps), kLongestNapUs)); });
+                         [] { SleepOn(&lane->stop, 0, Min(commit_us / (2 * kNaps), kLongestNapUs), 0); });
 }
 
 bool MustNotWait()

@@ -34,12 +34,14 @@ constexpr int kLatchEvents = WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH;
 
 static_assert(sizeof(std::atomic<uint32_t>) == sizeof(uint32_t));
 
-void SleepOn(std::atomic<uint32_t> *word, uint32_t value, int64_t timeout_us)
+void SleepOn(std::atomic<uint32_t> *word, uint32_t value, int64_t timeout_us, uint32 wait_event)
 {
     const timespec timeout = {static_cast<time_t>(timeout_us / USECS_PER_SEC),
                               static_cast<long>(timeout_us % USECS_PER_SEC) * 1000};
     // With a timeout the call is not restarted after a signal.
+    pgstat_report_wait_start(wait_event);
     syscall(SYS_futex, word, FUTEX_WAIT, value, &timeout, nullptr, 0);
+    pgstat_report_wait_end();
 }
 
 void WakeTogether(std::atomic<uint32_t> *word, const uint32_t *, uint32_t)
@@ -51,9 +53,7 @@ bool WaitLatchUs(int64_t timeout_us, uint32 wait_event)
 {
     if (timeout_us < 1000) {
         std::atomic<uint32_t> word = {};
-        pgstat_report_wait_start(wait_event);
-        SleepOn(&word, 0, timeout_us);
-        pgstat_report_wait_end();
+        SleepOn(&word, 0, timeout_us, wait_event);
         timeout_us = 0;
     }
     return (WaitLatch(MyLatch, kLatchEvents, static_cast<long>(timeout_us / 1000), wait_event) &
@@ -68,13 +68,11 @@ bool WaitLatchUs(int64_t timeout_us, uint32 wait_event)
     return (WaitLatch(MyLatch, kLatchEvents, timeout_ms, wait_event) & WL_LATCH_SET) != 0;
 }
 
-void SleepOn(std::atomic<uint32_t> *word, uint32_t value, int64_t timeout_us)
+void SleepOn(std::atomic<uint32_t> *word, uint32_t value, int64_t timeout_us, uint32 wait_event)
 {
-    const uint32 shown = MyProc->wait_event_info; // by the caller
     ResetLatch(MyLatch);
     if (word->load(std::memory_order_seq_cst) == value)
-        WaitLatch(MyLatch, kLatchEvents, static_cast<long>((timeout_us + 999) / 1000),
-                  shown != 0 ? shown : CoalesceWaitEvent());
+        WaitLatch(MyLatch, kLatchEvents, static_cast<long>((timeout_us + 999) / 1000), wait_event);
 }
 
 void WakeTogether(std::atomic<uint32_t> *, const uint32_t *sessions, uint32_t count)

@@ -9,8 +9,9 @@
 namespace weir
 {
 
-// Returns when the word is not `value`, somebody woke us, a signal came, or the time is over.
-void SleepOn(std::atomic<uint32_t> *word, uint32_t value, int64_t timeout_us);
+// Returns when the word is not `value`, somebody woke us, a signal came, or the time is over. Meanwhile that
+// wait event is shown; 0: none.
+void SleepOn(std::atomic<uint32_t> *word, uint32_t value, int64_t timeout_us, uint32 wait_event);
 
 // `sessions`: PGPROC numbers of those who may sleep on it; others among them are woken for nothing.
 void WakeTogether(std::atomic<uint32_t> *word, const uint32_t *sessions, uint32_t count);

@@ -10,7 +10,6 @@ extern "C" {
 #include "access/timeline.h"
 #include "access/xlog.h"
 #include "access/xlogrecovery.h"
-#include "pgstat.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "utils/memutils.h"
@@ -170,16 +169,6 @@ void ReportTimeout(const ReplayWait &wait, int timeout_ms)
                     errhint("Retry, read on the primary, or allow more time (weir.lsn_wait_timeout).")));
 }
 
-// A signal that comes between the two is not lost: the sleep ends within a second.
-void SleepUntilCalled(std::atomic<uint32_t> *word, uint32_t value, int64_t us)
-{
-    if (InterruptPending)
-        return;
-    pgstat_report_wait_start(ReplayWaitEvent());
-    SleepOn(word, value, us);
-    pgstat_report_wait_end();
-}
-
 // Until it is replayed: true; false: the client is gone.
 bool WaitPublished(ReplayWait *wait, int timeout_ms)
 {
@@ -200,7 +189,9 @@ bool WaitPublished(ReplayWait *wait, int timeout_ms)
         if (WaitForLatchOrClient(0, ReplayWaitEvent()) == Woken::kClientGone)
             return false;
         const bool minded = shared->supervision.ticket.load(std::memory_order_relaxed) != 0;
-        SleepUntilCalled(word, value, Min(minded ? kLongestNapUs : kNapUnmindedUs, left_us));
+        // A signal that comes between the two is not lost: the sleep ends within a second.
+        if (!InterruptPending)
+            SleepOn(word, value, Min(minded ? kLongestNapUs : kNapUnmindedUs, left_us), ReplayWaitEvent());
     }
 }
 
@@ -319,8 +310,7 @@ void NapMindingReplay(long nap_ms, uint32 wait_event)
     }
     const int64_t left_us = end - MonotonicUs();
     if (left_us > 0)
-        WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-                  Min(nap_ms, static_cast<long>((left_us + 999) / 1000)), wait_event);
+        WaitLatchUs(left_us, wait_event);
 }
 
 } // namespace weir
