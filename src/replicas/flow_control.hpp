@@ -5,7 +5,8 @@
 // second.
 //
 //     delay  = backlog / capacity                    of what is written now: flow_standby.hpp
-//     aim    = 0.8 * target                          so that a hiccup of replay does not exceed the target
+//     aim    = 0.75 * target                         so that a hiccup of replay does not exceed the target;
+//              down to half of it where the rate of replay has fallen lately: FlowStandby::Aim
 //     knee   = max(target / 2, 0.5 s)
 //     rate   = capacity * 2 ^ ((aim - delay - max(delay - target, 0)) / knee), at most 8 times the capacity,
 //              at least the floor: the larger of weir.throttle_floor and a 50th of the capacity
@@ -85,6 +86,6 @@ struct FlowController {
 
 static_assert(std::is_trivially_copyable_v<FlowController>);
 
-constexpr int64_t kReleaseUs = 2 * INT64_C(1000000);
+constexpr int64_t kReleaseUs = 5 * INT64_C(1000000);
 
 } // namespace weir

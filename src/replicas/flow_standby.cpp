@@ -14,6 +14,7 @@ namespace
 constexpr double kFastS = 1, kSlowS = 3; // of the capacity: the lower of two means
 constexpr double kFloorSmoothS = 30;     // of what the floor is taken from
 constexpr double kFloorShare = 0.02;     // of the capacity
+constexpr double kLatelyS = 60;          // how long it is remembered that it was slow
 constexpr int64_t kBusyLagUs = 250000;   // later than that it has a backlog, not only WAL on its way
 constexpr int64_t kAhead = 8;            // the delay is taken for at most so many times the lag
 constexpr double kSlowedDown = 0.7;
@@ -52,10 +53,10 @@ double HopelessPressure(const FlowTargets &targets) noexcept
 
 // Halvings of the rate: how far beyond the aim, in knees of half a target, and beyond the target once more.
 // Negative: below the aim.
-double Excess(double value, double target, double least_knee) noexcept
+double Excess(double value, double target, double aim, double least_knee) noexcept
 {
     const double knee = Larger(target / 2, least_knee);
-    return (value - kAim * target + Larger(value - target, 0)) / knee;
+    return (value - aim * target + Larger(value - target, 0)) / knee;
 }
 
 } // namespace
@@ -121,6 +122,11 @@ void FlowStandby::Measure(const StandbySample &sample, const FlowTargets &target
         Approach(&slow, rate, seconds, measured ? proven_s : kSlowS, measured);
         // Taken for too slow it is kept busy with a smaller backlog; taken for too fast it is buried.
         capacity = Smaller(fast, slow);
+        if (measured && proven_s >= kSlowS) {
+            if (lowest <= 0 || slow < lowest)
+                lowest = slow;
+            Approach(&lowest, slow, seconds, kLatelyS, true);
+        }
         floor_base += (capacity - floor_base) * (1 - std::exp(-seconds / kFloorSmoothS));
     }
     busy = is_busy;
@@ -294,13 +300,23 @@ double FlowStandby::AllowedRate(const FlowTargets &targets, double share) const 
     const double rate = Larger(capacity, 1);
     double halvings = -kMostDoublings;
     if (targets.lag_us > 0)
-        halvings = Larger(halvings, Excess(static_cast<double>(delay_us) / 1e6,
-                                           share * static_cast<double>(targets.lag_us) / 1e6, kMinKneeS));
+        halvings =
+            Larger(halvings, Excess(static_cast<double>(delay_us) / 1e6,
+                                    share * static_cast<double>(targets.lag_us) / 1e6, Aim(), kMinKneeS));
     if (targets.lag_bytes > 0)
-        halvings = Larger(halvings, Excess(static_cast<double>(lag_bytes),
-                                           share * static_cast<double>(targets.lag_bytes), kMinKneeS * rate));
+        halvings =
+            Larger(halvings, Excess(static_cast<double>(lag_bytes),
+                                    share * static_cast<double>(targets.lag_bytes), kAim, kMinKneeS * rate));
     const double allowed = rate * std::exp2(-Smaller(halvings, kMostHalvings));
     return Larger(allowed, Floor(targets));
+}
+
+double FlowStandby::Aim() const noexcept
+{
+    // Not known yet: nothing is to be feared.
+    if (lowest <= 0 || lowest >= kAim * slow)
+        return kAim;
+    return Larger(lowest / slow, kLeastAim);
 }
 
 double FlowStandby::Floor(const FlowTargets &targets) const noexcept

@@ -9,6 +9,9 @@
 // while the standby had a backlog all the time. It follows the writers' rate w at once, d(delay)/dt =
 // w / capacity - 1, and when things are steady it equals the lag.
 //
+// When replay slows down, what is written already takes so much longer, whatever the writers do. So the aim
+// leaves room for the lowest rate of the last minute or two: then the lag is at the target, not beyond it.
+//
 // Who does not count, so that writers do not wait for what their waiting cannot mend:
 //  - Disconnected: for the grace period it counts as it was; then not any more.
 //  - Stuck: it has a backlog and has replayed nothing for the grace period (paused, or a long conflict with a
@@ -59,8 +62,9 @@ enum class Standing : uint32_t {
 
 const char *StandingName(Standing standing) noexcept;
 
-// Where it is to settle, as a share of the target: a maximum is not to be exceeded at each hiccup of replay.
-constexpr double kAim = 0.8;
+// Where it is to settle, as a share of the target: a maximum is not to be exceeded at each hiccup of replay;
+// and where its rate varies much, down to that at which it still has enough to work on.
+constexpr double kAim = 0.75, kLeastAim = 0.5;
 
 constexpr double kHopeless = 30;                       // times the target
 constexpr int64_t kHopelessUs = 60 * INT64_C(1000000); // and at least that
@@ -76,6 +80,7 @@ struct FlowStandby {
     double capacity;   // bytes per second: the lower of the next two
     double fast, slow; // means of the rate while it was busy
     double floor_base; // the capacity of the last half minute
+    double lowest;     // of the slow mean: falls with it, and follows it up in kLatelyS
     int64_t delay_us;  // of what is written now
     int64_t lag_us;    // as sampled
     int64_t lag_bytes; // as sampled
@@ -106,6 +111,9 @@ struct FlowStandby {
     // Bytes per second that writers may write for this standby's sake, when `share` (0..1] of the targets is
     // theirs.
     double AllowedRate(const FlowTargets &targets, double share) const noexcept;
+
+    // Where the delay is to settle, as a share of the target: kLeastAim to kAim.
+    double Aim() const noexcept;
 
     // Below it writers are never held, for this standby.
     double Floor(const FlowTargets &targets) const noexcept;

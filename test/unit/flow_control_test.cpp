@@ -40,7 +40,8 @@ TEST(FlowControl, LagSettlesBelowTheTargetAndTheStandbyIsNeverIdle)
             const World::Result result = world.For(20);
             const double slack_s = 0.15 + report_s;
             EXPECT_LT(result.lag_max, kAim * target_s * 1.1 + slack_s);
-            EXPECT_GT(result.lag_min, kAim * target_s * 0.9 - slack_s);
+            // With a message a second the rate seems to vary: the aim is somewhat lower.
+            EXPECT_GT(result.lag_min, kAim * target_s * (report_s < 1 ? 0.9 : 0.85) - slack_s);
             EXPECT_GT(result.rate, 0.95 * world.standbys[0].capacity);
             EXPECT_LE(result.engagements, 1U);
         }
@@ -180,8 +181,30 @@ TEST(FlowControl, ASlowerAndAFasterStandbyAreFollowed)
     world.standbys[0].capacity = 10e6;
     world.For(30);
     result = world.For(10);
-    EXPECT_NEAR(result.lag_mean, 2 * kAim, 0.3);
+    EXPECT_NEAR(result.lag_mean, 2 * kLeastAim, 0.2); // it may become slower again
     EXPECT_GT(result.rate, 9.5e6);
+    world.For(90);
+    EXPECT_NEAR(world.For(10).lag_mean, 2 * kAim, 0.2);
+}
+
+// What is written when it slows down takes as much longer, whatever the writers do.
+TEST(FlowControl, WhereReplayHalvesNowAndThenThereIsRoomForIt)
+{
+    World world;
+    Overload(&world);
+    const auto cycle = [&world] {
+        world.standbys[0].capacity = 10e6;
+        const World::Result fast = world.For(20);
+        world.standbys[0].capacity = 5e6;
+        const World::Result slow = world.For(8);
+        EXPECT_GT(fast.rate, 0.95 * 10e6);
+        EXPECT_GT(slow.rate, 0.75 * 5e6); // what is too much for it is worked off
+        EXPECT_GT(std::min(fast.lag_min, slow.lag_min), 0.3);
+        return slow.lag_max;
+    };
+    cycle();
+    for (int i = 0; i < 4; i++)
+        EXPECT_LT(cycle(), 3);
 }
 
 TEST(FlowControl, WhatItOnceCaughtUpAtIsNotWhatItCanDoNow)
@@ -236,7 +259,7 @@ TEST(FlowControl, WritersAreNeverStopped)
     world.For(20);
     EXPECT_GT(world.For(10).rate, 0.9 * 64 * 1024);
     world.standbys[0].paused = false;
-    world.For(60);
+    world.For(120);
     EXPECT_NEAR(world.For(10).lag_mean, 2 * kAim, 0.2);
 }
 
