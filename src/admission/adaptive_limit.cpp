@@ -16,7 +16,10 @@ constexpr double kMostRunnablePerCore = 48;
 constexpr double kHandOffCost = 300e-6; // seconds at which the target doubles: about 20 hand-offs' worth
 constexpr double kLeastCpu = 10e-6;     // seconds; no transaction costs less
 constexpr double kMostCpu = 10;         // seconds; more makes no difference
-constexpr double kHoldersPerUseful = 1.25;
+constexpr double kHoldersPerUseful = 1.25, kSpareHolders = 0.5;
+constexpr double kWaitersPerQueue = 4; // of all but one
+constexpr double kBlockedShare = 0.25; // of the holders, from which locks are what limits; or one of them
+constexpr double kNamedFrom = 0.25; // of its full weight, from which the bound by locks is the reason
 constexpr double kGrowthUnderLocks = 0.125; // of the way, per interval
 constexpr double kSmoothing = 0.5; // weight of a new interval; a late one has no more looks than others
 constexpr double kUnprovenFactor = 2;
@@ -52,6 +55,7 @@ void Take(AdaptiveState *state, const AdaptiveBounds &bounds, const AdaptiveSamp
     const bool fell = useful < state->useful / 2 && state->useful - useful > kStartPerCore * bounds.cores;
     state->useful = fell ? useful : Smooth(state->useful, useful);
     state->running = Smooth(state->running, running);
+    state->queues = Smooth(state->queues, Clamp(sample.queues, 0, blocked));
     if (sample.finished > 0 && sample.interval_s > 0) {
         const double busy = running < bounds.cores ? running : bounds.cores;
         const double cpu =
@@ -67,19 +71,27 @@ double Wanted(const AdaptiveState &state, const AdaptiveBounds &bounds, Adaptive
     const double useful = Clamp(state.useful, 0.5, 1e6);
     const double running = Clamp(state.running, useful / 1e4, 1e6);
     const double by_cpu = useful * Target(state, bounds) / running;
-    const double by_locks = kHoldersPerUseful * useful + 1;
-    const bool locks = state.blocked >= 1 && by_locks < by_cpu;
-    *reason = locks ? AdaptiveReason::kLocks : AdaptiveReason::kCpu;
-    return locks ? by_locks : by_cpu;
+    const double more_queues = Clamp(state.queues - 1, 0, 1e6);
+    const double by_locks = kHoldersPerUseful * useful + kSpareHolders + kWaitersPerQueue * more_queues;
+    if (by_locks >= by_cpu) {
+        *reason = AdaptiveReason::kCpu;
+        return by_cpu;
+    }
+    // Little by little: with a step the limit would swing about it.
+    const double holders = useful + state.blocked;
+    const double weight = Clamp(state.blocked / Clamp(kBlockedShare * holders, 0.1, 1), 0, 1);
+    *reason = weight >= kNamedFrom ? AdaptiveReason::kLocks : AdaptiveReason::kCpu;
+    return by_locks + (1 - weight) * (by_cpu - by_locks);
 }
 
 double Step(double from, double wanted, AdaptiveReason *reason) noexcept
 {
     if (wanted > from) {
-        const bool locks = *reason == AdaptiveReason::kLocks;
-        const double next = locks ? from + kGrowthUnderLocks * (wanted - from) : wanted;
-        *reason = locks ? AdaptiveReason::kLocks : AdaptiveReason::kRoom;
-        return next < 2 * from ? next : 2 * from;
+        const double reached = wanted < 2 * from ? wanted : 2 * from;
+        if (*reason == AdaptiveReason::kLocks)
+            return from + kGrowthUnderLocks * (reached - from);
+        *reason = AdaptiveReason::kRoom;
+        return reached;
     }
     return wanted < from / 2 ? wanted : from + (wanted - from) / 2;
 }

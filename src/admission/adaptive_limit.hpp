@@ -21,25 +21,27 @@
 //    transactions in pg_sleep(20 ms) run on a fraction of a core.
 // 2. Locks. On hot rows running more transactions makes longer lock queues and nothing else: measured on 2
 // cores, TPC-B-like on one row, a limit of 4 had 45 % of the holders waiting for locks, 6 had 60 %, 8 had
-// 70 %, 32 had 88 %, and throughput fell from 6 on. So the limit is at most kHoldersPerUseful for each
-// useful holder, plus one, so that a released lock finds its next owner waiting.
+// 70 %, 32 had 88 %, and throughput fell from 2 or from 6 on, by the machine's day. So the limit is at most
+// kHoldersPerUseful for each useful holder, and kSpareHolders, so that a released lock finds its next owner
+// waiting. Where they stand in several queues (lock_queues.hpp), each may have some: for rows that are held
+// for 10 ms what is gained is that more of them are in somebody's hands, and that takes several holders a
+// row, because they choose theirs blindly. This bound comes in little by little, until kBlockedShare of the
+// holders are blocked (or one is): with a step the limit would swing about it.
 //
 // Down: at once when the limit is more than twice what is wanted, else half of the way per interval; the
 // surplus takes long enough to drain. Also when the limit does not bind, as soon as more run than are wanted:
 // a limit that sleepers raised above the number of clients binds nobody, and these clients' next
 // transactions may be hot rows. The signals are smoothed, but a fall of `useful` to less than half (and by
 // more than the starting limit, else it may be chance) is a new load and believed at once.
-// Up: at most doubling per interval, and only while the limit binds; below the locks' ceiling an eighth of
-// the way, because a queue for a lock grows long after its cause (at once, sleepers beside hot
-// rows made the limit swing between 3 and 440). While it does not bind it drifts, over about a minute,
+// Up: at most doubling per interval, and only while the limit binds; where locks are waited for an eighth of
+// that way, because a queue for a lock grows long after its cause (at once, sleepers beside hot rows made
+// the limit swing between 3 and 440). While it does not bind it drifts, over about a minute,
 // towards kUnprovenFactor times what is used (and never below its start): a limit that was right for sleepers
 // must not let in a storm of something else an hour later.
 //
 // test/unit/adaptive_limit_test.cpp holds all this against every fixed limit, in a simulator that is
-// calibrated to the figures above. Not reached in it: rows that are locked for 10 ms each (ten of them: 0.78
-// of the best fixed limit, 128, because the census does not say how many different rows are waited for), and
-// transactions of 50 us whose clients run on other machines (500 clients: 0.77 of no limit, because nearly
-// every one pays a hand-off).
+// calibrated to the figures above. Not reached in it: transactions of 50 us whose clients run on other
+// machines (500 clients: 0.77 of no limit, because nearly every one pays a hand-off).
 //
 // Pure: no PostgreSQL header, no clock, no system call.
 
@@ -59,6 +61,7 @@ struct AdaptiveSample {
     double contended;    // of these: waiting for a latch (but not for a WAL flush to share) or a buffer pin
     double waiting;      // queue length, without those whom their class's own limit holds back
     uint64_t finished;   // transactions finished in the interval
+    double queues = 0;   // different holders who are waited for and do not wait themselves
 };
 
 struct AdaptiveBounds {
@@ -85,6 +88,7 @@ struct AdaptiveState {
     double running;               // smoothed, like all that follow
     double useful;
     double blocked;
+    double queues;
 };
 
 static_assert(std::is_trivially_copyable_v<AdaptiveState>);

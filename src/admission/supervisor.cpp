@@ -1,6 +1,7 @@
 #include "admission/supervisor.hpp"
 
 #include "admission/gate_session.hpp"
+#include "admission/lock_queues.hpp"
 #include "admission/startup_supervisor.hpp"
 #include "pg/compat.hpp"
 #include "pg/machine.hpp"
@@ -43,6 +44,7 @@ struct Means {
     double running;
     double lock_waiting;
     double contended;
+    double queues;
     double waiting;
     double held_back; // of these: by the limit, not by their class's own
 };
@@ -53,6 +55,7 @@ struct Census {
     uint32_t running;
     uint32_t lock_waiting;
     uint32_t contended;
+    uint32_t queues; // for locks
     uint32_t stalled;
     uint32_t class_held[kMaxClasses];
     uint32_t class_stalled[kMaxClasses];
@@ -65,6 +68,7 @@ struct Census {
 struct Supervisor {
     StartupSupervisor *startups;
     Watch *watches;
+    LockWait *lock_waits; // of one census
     Means control;
     Means second;
     int64_t control_began;
@@ -150,6 +154,20 @@ bool IsStalled(const Watch &watch, int64_t now)
            now - watch.stalled_since >= settings.stall_timeout_ms * INT64CONST(1000);
 }
 
+// Without the lock of the lock table's partition, for statistics: the entry may meanwhile be another lock's,
+// but it stays in shared memory.
+LockWait LockWaitOf(uint32_t id)
+{
+    const volatile PGPROC *proc = &ProcGlobal->allProcs[id];
+    const volatile LOCK *lock = proc->waitLock;
+    LockWait wait = {0, proc->xid};
+    // Who waits for a tuple is behind one who has it, and waits for a transaction.
+    if (lock != nullptr && lock->tag.locktag_type != LOCKTAG_TUPLE)
+        wait.awaited = lock->tag.locktag_type == LOCKTAG_TRANSACTION ? lock->tag.locktag_field1
+                                                                     : reinterpret_cast<uintptr_t>(lock);
+    return wait;
+}
+
 // Looks at every ticket, and lends what is idle if anybody waits for it.
 Census TakeCensus(Supervisor *s, int64_t now)
 {
@@ -176,7 +194,8 @@ Census TakeCensus(Supervisor *s, int64_t now)
         census.held++;
         census.class_held[class_id]++;
         census.running += IsReady(id, wait_event);
-        census.lock_waiting += wait_class == PG_WAIT_LOCK;
+        if (wait_class == PG_WAIT_LOCK)
+            s->lock_waits[census.lock_waiting++] = LockWaitOf(id);
         census.contended +=
             (wait_class == PG_WAIT_LWLOCK && !IsSharedFlush(wait_event)) || wait_class == kWaitBufferPin;
         if (IsStalled(*watch, now)) {
@@ -184,6 +203,7 @@ Census TakeCensus(Supervisor *s, int64_t now)
             census.class_stalled[class_id]++;
         }
     }
+    census.queues = CountLockQueues(s->lock_waits, census.lock_waiting);
     return census;
 }
 
@@ -355,6 +375,7 @@ void Accumulate(Means *means, const Census &census)
     means->running += census.running;
     means->lock_waiting += census.lock_waiting;
     means->contended += census.contended;
+    means->queues += census.queues;
     means->waiting += WaitingNow(census);
     means->held_back += HeldBackNow(census);
 }
@@ -362,8 +383,8 @@ void Accumulate(Means *means, const Census &census)
 Means Averaged(const Means &sums)
 {
     const double n = sums.samples > 0 ? sums.samples : 1;
-    return {sums.samples,       sums.active / n,  sums.running / n,  sums.lock_waiting / n,
-            sums.contended / n, sums.waiting / n, sums.held_back / n};
+    return {sums.samples,       sums.active / n, sums.running / n, sums.lock_waiting / n,
+            sums.contended / n, sums.queues / n, sums.waiting / n, sums.held_back / n};
 }
 
 // Sessions that are not new, and had a transaction since the last control interval or are in one. By
@@ -399,6 +420,7 @@ void Adapt(Supervisor *s, int64_t now)
     sample.running = means.running;
     sample.lock_waiting = means.lock_waiting;
     sample.contended = means.contended;
+    sample.queues = means.queues;
     sample.waiting = means.held_back;
     sample.finished = admitted - s->control_admitted;
     s->control = Means();
@@ -481,6 +503,8 @@ Supervisor *StartSupervisor()
     auto *s = static_cast<Supervisor *>(MemoryContextAllocZero(TopMemoryContext, sizeof(Supervisor)));
     s->watches =
         static_cast<Watch *>(MemoryContextAllocZero(TopMemoryContext, sizeof(Watch) * gate.ticket_count()));
+    s->lock_waits = static_cast<LockWait *>(
+        MemoryContextAllocZero(TopMemoryContext, sizeof(LockWait) * gate.ticket_count()));
     const int64_t now = GetCurrentTimestamp();
     s->startups = StartStartupSupervisor(now);
     s->control_began = now;

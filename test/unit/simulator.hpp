@@ -151,6 +151,8 @@ class Server
             sample.active += static_cast<double>(active_) / looks;
             sample.running += static_cast<double>(running_) / looks;
             sample.lock_waiting += static_cast<double>(lock_waiting_) / looks;
+            for (const Row &row : rows_)
+                sample.queues += row.waiters.empty() ? 0 : 1.0 / looks;
             sample.waiting += static_cast<double>(gate_.size()) / looks;
         }
         sample.interval_s = interval_s;
@@ -410,6 +412,15 @@ inline Mix SleepersAndHotRows()
     mix.push_back(Sleeping()[0]);
     mix[1].share = 10;
     return mix;
+}
+
+// A client that does something else for 10 ms while its transaction holds a row.
+inline Mix RowsHeldLong(uint32_t rows)
+{
+    return {{1,
+             40,
+             {Cpu(30), Client(40), Lock(0, rows), Cpu(150), Client(40), Sleep(10000), Cpu(30), Client(40),
+              Cpu(30)}}};
 }
 
 inline Mix TenWarmRows()
