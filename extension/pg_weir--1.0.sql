@@ -75,6 +75,7 @@ CREATE FUNCTION weir.admission_history(
     OUT active real,
     OUT running real,
     OUT lock_waiting real,
+    OUT lock_queues real,
     OUT waiting real,
     OUT throughput real,
     OUT oldest_wait interval)
@@ -168,7 +169,8 @@ COMMENT ON COLUMN weir.admission_history.limit_now IS 'slots there were; NULL: n
 COMMENT ON COLUMN weir.admission_history.reason IS 'why the limit was this';
 COMMENT ON COLUMN weir.admission_history.active IS 'mean number of slots held';
 COMMENT ON COLUMN weir.admission_history.running IS 'of these: on a processor, or ready to be';
-COMMENT ON COLUMN weir.admission_history.lock_waiting IS 'of these: waiting for heavyweight locks';
+COMMENT ON COLUMN weir.admission_history.lock_waiting IS 'of active: waiting for heavyweight locks';
+COMMENT ON COLUMN weir.admission_history.lock_queues IS 'in how many queues these stand: different holders of locks who are waited for and do not wait themselves';
 COMMENT ON COLUMN weir.admission_history.waiting IS 'mean number of transactions waiting for a slot';
 COMMENT ON COLUMN weir.admission_history.throughput IS 'transactions admitted per second';
 COMMENT ON COLUMN weir.admission_history.oldest_wait IS 'how long the longest waiter had waited at the end of the second';

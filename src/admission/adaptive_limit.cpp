@@ -19,7 +19,7 @@ constexpr double kMostCpu = 10;         // seconds; more makes no difference
 constexpr double kHoldersPerUseful = 1.25, kSpareHolders = 0.5;
 constexpr double kWaitersPerQueue = 4; // of all but one
 constexpr double kBlockedShare = 0.25; // of the holders, from which locks are what limits; or one of them
-constexpr double kNamedFrom = 0.25; // of its full weight, from which the bound by locks is the reason
+constexpr double kNamedFrom = 0.25;    // of its full weight, from which the bound by locks is the reason
 constexpr double kGrowthUnderLocks = 0.125; // of the way, per interval
 constexpr double kSmoothing = 0.5; // weight of a new interval; a late one has no more looks than others
 constexpr double kUnprovenFactor = 2;

@@ -24,6 +24,7 @@ struct LimitSample {
     float active; // means over the second
     float running;
     float lock_waiting;
+    float lock_queues; // in which these stand (lock_queues.hpp)
     float waiting;
     float admitted_per_second;
     float oldest_wait_ms; // of those waiting at the end of the second
@@ -85,6 +86,7 @@ struct LimitHistory {
         copy(from.active, &to->active);
         copy(from.running, &to->running);
         copy(from.lock_waiting, &to->lock_waiting);
+        copy(from.lock_queues, &to->lock_queues);
         copy(from.waiting, &to->waiting);
         copy(from.admitted_per_second, &to->admitted_per_second);
         copy(from.oldest_wait_ms, &to->oldest_wait_ms);

@@ -447,6 +447,7 @@ void Record(Supervisor *s, const Census &census, int64_t now)
     sample.active = static_cast<float>(means.active);
     sample.running = static_cast<float>(means.running);
     sample.lock_waiting = static_cast<float>(means.lock_waiting);
+    sample.lock_queues = static_cast<float>(means.queues);
     sample.waiting = static_cast<float>(means.waiting);
     sample.admitted_per_second =
         static_cast<float>(static_cast<double>(admitted - s->second_admitted) / seconds);

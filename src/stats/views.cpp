@@ -212,6 +212,7 @@ WEIR_SQL_FUNCTION(weir_admission_history)
         row.PutReal(s.active);
         row.PutReal(s.running);
         row.PutReal(s.lock_waiting);
+        row.PutReal(s.lock_queues);
         row.PutReal(s.waiting);
         row.PutReal(s.admitted_per_second);
         row.PutInterval(static_cast<int64_t>(s.oldest_wait_ms * 1000));

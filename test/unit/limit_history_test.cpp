@@ -21,7 +21,7 @@ class LimitHistoryTest : public ::testing::Test
         sample.at_us = static_cast<int64_t>(n);
         sample.limit = static_cast<uint32_t>(n);
         sample.reason = static_cast<AdaptiveReason>(n % 3);
-        sample.active = sample.running = sample.lock_waiting = static_cast<float>(n);
+        sample.active = sample.running = sample.lock_waiting = sample.lock_queues = static_cast<float>(n);
         sample.waiting = sample.admitted_per_second = sample.oldest_wait_ms = static_cast<float>(n);
         return sample;
     }
@@ -31,8 +31,8 @@ class LimitHistoryTest : public ::testing::Test
         const LimitSample row = Row(n);
         return sample.at_us == row.at_us && sample.limit == row.limit && sample.reason == row.reason &&
                sample.active == row.active && sample.running == row.running &&
-               sample.lock_waiting == row.lock_waiting && sample.waiting == row.waiting &&
-               sample.admitted_per_second == row.admitted_per_second &&
+               sample.lock_waiting == row.lock_waiting && sample.lock_queues == row.lock_queues &&
+               sample.waiting == row.waiting && sample.admitted_per_second == row.admitted_per_second &&
                sample.oldest_wait_ms == row.oldest_wait_ms;
     }
 
