@@ -166,9 +166,11 @@ nothing_left($admin, 'suspension');
 $admin->query($_) foreach 'CREATE EXTENSION dblink', 'GRANT EXECUTE ON FUNCTION dblink_connect_u(text, text) TO app';
 my $itself = sprintf 'host=%s port=%s dbname=postgres user=app', $node->host, $node->port;
 $_->query("SELECT dblink_connect_u('itself', '$itself')") foreach $first, $second;
+$_->query('BEGIN') foreach $first, $second;    # or one connection may be served before the other session has its slot
 $_->send(q{SELECT i FROM dblink('itself', 'SELECT 1') AS t(i int)}) foreach $first, $second;
 is(join(' ', map { ($_->answer // { code => 'none' })->{code} } $first, $second), ' ', 'all slots wait for connections that wait for a slot: they go on');
 is(admission($admin, 'suspensions'), 3, 'by a suspension');
+$_->query('COMMIT') foreach $first, $second;
 poll_until('it ends', sub { admission($admin, 'suspended') == 0 });
 $_->query("SELECT dblink_disconnect('itself')") foreach $first, $second;
 nothing_left($admin, 'dblink');
