@@ -15,7 +15,7 @@ namespace weir
 
 struct LockWait {
     uint64_t awaited; // the transaction (or other lock) that it waits for; 0: it stands behind one who does
-    uint64_t own;     // what others wait for when they wait for it; 0: nobody can
+    uint64_t own;     // what others wait for when they wait for it, no other's; 0: nobody can
 };
 
 // Sorts `waits`.
