@@ -17,20 +17,7 @@ $admin->query($_)
 
 my @sessions;
 
-# A session in a transaction; the last of the statements waits.
-sub blocked
-{
-	my @statements = @_;
-	my $session = app_of($node);
-	push @sessions, $session;
-	$session->query($_) foreach 'BEGIN', @statements[ 0 .. $#statements - 1 ];
-	$session->send($statements[-1]);
-	poll_until(
-		"$statements[-1] waits for a lock",
-		sub { $admin->value('SELECT wait_event_type FROM pg_stat_activity WHERE pid = ' . $session->pid) eq 'Lock' });
-	return;
-}
-
+# A session in a transaction that has run these.
 sub holder
 {
 	my @statements = @_;
@@ -38,6 +25,17 @@ sub holder
 	push @sessions, $session;
 	$session->query($_) foreach 'BEGIN', @statements;
 	return $session;
+}
+
+# The same, and then the last of them waits for a lock.
+sub blocked
+{
+	my @statements = @_;
+	my $last = pop @statements;
+	my $session = holder(@statements);
+	$session->send($last);
+	wait_for_lock($admin, $session);
+	return;
 }
 
 # A test: in the last second so many waited for locks, in so many queues.

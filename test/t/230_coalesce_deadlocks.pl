@@ -57,19 +57,6 @@ sub they_go_on
 	  || diag(defined $took_s ? "$took_s s for 200" : 'they do not');
 }
 
-# It waits for a lock, its own or behind a worker.
-sub blocked
-{
-	my ($session) = @_;
-	poll_until(
-		'a session waits for a lock',
-		sub {
-			die 'it was answered' if $session->answered;
-			$admin->value("SELECT wait_event_type FROM pg_stat_activity WHERE pid = " . $session->pid) eq 'Lock';
-		});
-	return;
-}
-
 # ---- what queues for the table behind clients that wait for their batch
 
 my $ddl = admin_of($node);
@@ -120,7 +107,7 @@ sub is_held
 	$holder->query('BEGIN');
 	$holder->query($hold);
 	$_->send($sql) foreach @waiters;
-	blocked($_) foreach @waiters;
+	wait_for_lock($admin, $_) foreach @waiters;
 	they_go_on("$name: held");
 	$waiters[0]->answered and fail("$name: it was answered");
 	$holder->query($end);
@@ -171,11 +158,11 @@ foreach my $end ('COMMIT', 'ROLLBACK')
 	$holder->query('BEGIN');
 	$holder->query('DELETE FROM parent WHERE id = 2');
 	$waiters[0]->send('INSERT INTO child (parent) VALUES (2)');
-	blocked($waiters[0]);
+	wait_for_lock($admin, $waiters[0]);
 	$admin->query('SELECT pg_cancel_backend(' . $waiters[0]->pid . ')');
 	is(answered_soon($waiters[0], 'cancelled while it waits')->{code}, '57014', 'cancelled while it waits');
 	$waiters[1]->send('INSERT INTO child (parent) VALUES (2)');
-	blocked($waiters[1]);
+	wait_for_lock($admin, $waiters[1]);
 	$admin->query('SELECT pg_terminate_backend(' . $waiters[1]->pid . ')');
 	is(answered_soon($waiters[1], 'terminated while it waits')->{code}, '57P01', 'terminated while it waits');
 	$holder->query('ROLLBACK');
