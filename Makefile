@@ -34,7 +34,9 @@ else
 MODULE_big = pg_weir
 EXTENSION = extension/pg_weir
 DATA = $(wildcard extension/pg_weir--*.sql)
-SOURCES = $(sort $(wildcard src/*.cpp src/*/*.cpp))
+# The listener, which is most of the library, is linked last: what sessions run lies together, on fewer pages.
+LISTENER = src/http/listener
+SOURCES = $(sort $(filter-out $(LISTENER).cpp,$(wildcard src/*.cpp src/*/*.cpp))) $(LISTENER).cpp
 OBJS = $(SOURCES:.cpp=.o)
 EXTRA_CLEAN = $(OBJS:.o=.d)
 REGRESS = $(patsubst sql/%.sql,%,$(sort $(wildcard sql/*.sql)))
@@ -59,7 +61,7 @@ $(error pg_weir needs PostgreSQL 15 to 18, $(PG_CONFIG) is of $(VERSION))
 endif
 
 # The one file where exceptions are at home (Boost's, which end there). Optimising all of Beast takes long and gains nothing.
-src/http/listener.o: override CXXFLAGS += -fexceptions -frtti -O1
+$(LISTENER).o: override CXXFLAGS += -fexceptions -frtti -O1
 
 # Link as C++.
 override COMPILER = $(CXX) $(CXXFLAGS)

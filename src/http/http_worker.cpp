@@ -22,6 +22,7 @@ extern "C" {
 #include "storage/procsignal.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
+#include "utils/memutils.h"
 #include "utils/timestamp.h"
 }
 
@@ -59,7 +60,7 @@ void OnUser1(SIGNAL_ARGS)
 
 // ---- answers: called from within the listener's frames, so nothing here raises an error ------------
 
-char metrics[kMetricsCapacity];
+char *metrics = nullptr; // kMetricsCapacity bytes
 
 ServerStatus CurrentStatus()
 {
@@ -105,7 +106,7 @@ void Answer(const char *target, size_t length, HttpAnswer *answer)
         AnswerText(answer, 404, "there is /primary, /replica, /health, /throttle/check and /metrics\n");
         return;
     case Endpoint::kMetrics:
-        *answer = {kHttpOk, kMetricsContentType, metrics, WriteMetrics(metrics, sizeof(metrics))};
+        *answer = {kHttpOk, kMetricsContentType, metrics, WriteMetrics(metrics, kMetricsCapacity)};
         return;
     case Endpoint::kThrottleCheck:
         answer->status =
@@ -225,6 +226,7 @@ void weir_http_main(Datum)
     BackgroundWorkerUnblockSignals();
     BackgroundWorkerInitializeConnection(nullptr, nullptr, 0);
     before_shmem_exit(OnExit, 0);
+    metrics = static_cast<char *>(MemoryContextAlloc(TopMemoryContext, kMetricsCapacity));
     Enter(HttpWorkerState::kRunning);
 
     const uint32 wait_event = NewWaitEvent("WeirHttp");
