@@ -102,13 +102,16 @@ class Connection : public std::enable_shared_from_this<Connection>
         server->counters->open.fetch_sub(1, std::memory_order_relaxed);
     }
 
+    // Kept open after an answer: no other request was promised, and none has begun.
+    bool IsIdle() const { return response_.has_value() && buffer_.size() == 0 && !parser_->got_some(); }
+
     void OnRead(error_code error)
     {
         if (!error) {
             Answer();
             return;
         }
-        if (error == beast::error::timeout)
+        if (error == beast::error::timeout && !IsIdle())
             server->counters->late.fetch_add(1, std::memory_order_relaxed);
         // What is not HTTP's is the connection's: nobody is there to answer.
         if (error.category() != http::make_error_code(http::error::bad_value).category() ||

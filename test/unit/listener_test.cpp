@@ -243,6 +243,18 @@ TEST_F(ListenerTest, SlowRequestsEndAtTheirDeadline)
     EXPECT_EQ(silent.received, "");
 }
 
+TEST_F(ListenerTest, AConnectionThatIsKeptOpenForNothingIsNotLate)
+{
+    Client idle;
+    idle.Send("GET / HTTP/1.1\r\n\r\n");
+    Client begins_another;
+    begins_another.Send("GET / HTTP/1.1\r\n\r\nGET");
+    ASSERT_TRUE(
+        ServeUntil([&] { return idle.Closed() && begins_another.Closed() && counters.open.load() == 0; }));
+    EXPECT_EQ(idle.Status(), 200);
+    EXPECT_EQ(counters.late.load(), 1u);
+}
+
 TEST_F(ListenerTest, AnAnswerThatNobodyReadsEndsAtItsDeadline)
 {
     body.assign(32 << 20, 'x');
