@@ -756,7 +756,7 @@ CREATE VIEW weir.replica_lag_history AS SELECT * FROM weir.replica_lag_history()
 COMMENT ON VIEW weir.stat_replica IS 'Replication as it is now: a row per standby of this server, also those lost in the last 24 hours; on a standby also its own.';
 COMMENT ON COLUMN weir.stat_replica.kind IS 'standby: one that gets WAL from this server; self: this server, if it is a standby';
 COMMENT ON COLUMN weir.stat_replica.application_name IS 'as the standby gives it (primary_conninfo, else its cluster_name); of self: cluster_name';
-COMMENT ON COLUMN weir.stat_replica.region IS 'what stands before the "/" in application_name; NULL: no "/"';
+COMMENT ON COLUMN weir.stat_replica.region IS 'what stands before the "/" in application_name; of self: weir.region, if that is set; NULL: none';
 COMMENT ON COLUMN weir.stat_replica.node IS 'what stands after it';
 COMMENT ON COLUMN weir.stat_replica.address IS 'address of the standby, NULL: a Unix socket; of self: host that it gets WAL from';
 COMMENT ON COLUMN weir.stat_replica.pid IS 'its walsender here; NULL: disconnected, or self';
@@ -1001,7 +1001,7 @@ COMMENT ON COLUMN weir.throttle_standby.lag IS 'its replay lag';
 COMMENT ON COLUMN weir.throttle_standby.delay IS 'how late it will replay what is written now';
 COMMENT ON COLUMN weir.throttle_standby.lag_bytes IS 'WAL that it has not replayed';
 COMMENT ON COLUMN weir.throttle_standby.capacity IS 'bytes of WAL a second that it replays while it has a backlog';
-COMMENT ON COLUMN weir.throttle_standby.pressure IS 'share of the target that is used up: writers are slowed down from 0.5, at 1 they write what it replays';
+COMMENT ON COLUMN weir.throttle_standby.pressure IS 'share of the target that is used up: writers are slowed down from 0.5; at 0.75, or as low as 0.5 if its rate fell lately, they write what it replays, beyond that less';
 COMMENT ON COLUMN weir.throttle_standby.limiting IS 'writers are slowed down for its sake';
 COMMENT ON COLUMN weir.throttle_standby.at_floor IS 'and may write no more than the floor';
 

@@ -76,16 +76,15 @@ const char *ReplicaStateName(ReplicaState state) noexcept
     return "unknown";
 }
 
-void SplitName(ReplicaRow *row) noexcept
+void SplitName(const char *name, char (&region)[kReplicaNameSize], char (&node)[kReplicaNameSize]) noexcept
 {
-    const char *name = row->application_name;
     const char *slash = strchr(name, '/');
     if (slash == nullptr)
-        row->region[0] = '\0';
+        region[0] = '\0';
     else
-        CopyPart(name, static_cast<size_t>(slash - name), row->region);
-    const char *node = slash != nullptr ? slash + 1 : name;
-    CopyPart(node, strlen(node), row->node);
+        CopyPart(name, static_cast<size_t>(slash - name), region);
+    const char *after = slash != nullptr ? slash + 1 : name;
+    CopyPart(after, strlen(after), node);
 }
 
 bool NameIsListed(const char *patterns, const char *name) noexcept
@@ -128,7 +127,7 @@ ReplicaRow *RowFor(ReplicasShared *replicas, const char *application_name, const
     found->serial = ++replicas->memory.next_serial;
     CopyPart(application_name, strlen(application_name), found->application_name);
     found->address = address;
-    SplitName(found);
+    SplitName(found->application_name, found->region, found->node);
     replicas->memory.rows[found - replicas->report.rows] = {};
     return found;
 }

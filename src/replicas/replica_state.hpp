@@ -161,7 +161,7 @@ inline bool IsFresh(const ReplicasShared &replicas, int64_t now_us) noexcept
 }
 
 // Splits "region/node"; without a "/" it is all node.
-void SplitName(ReplicaRow *row) noexcept;
+void SplitName(const char *name, char (&region)[kReplicaNameSize], char (&node)[kReplicaNameSize]) noexcept;
 
 // Whether one of the patterns, separated by commas, matches the name: `*` and `?` as in weir.class_map.
 bool NameIsListed(const char *patterns, const char *name) noexcept;

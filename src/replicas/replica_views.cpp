@@ -110,8 +110,10 @@ void AddStandby(ReturnSetInfo *result, const ReplicaRow &r, double wal_rate)
 
 void AddOwn(ReturnSetInfo *result, const OwnRow &own)
 {
+    char region[kReplicaNameSize], node[kReplicaNameSize];
+    SplitName(cluster_name, region, node);
     Row row;
-    PutWho(&row, "self", cluster_name, settings.region, cluster_name);
+    PutWho(&row, "self", cluster_name, settings.region[0] != '\0' ? settings.region : region, node);
     PutName(&row, own.sender_host);
     row.PutNull(); // pid
     row.PutText(ReplicaStateName(own.state));

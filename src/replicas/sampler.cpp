@@ -1,5 +1,7 @@
 #include "replicas/sampler.hpp"
 
+#include <initializer_list>
+
 #include "pg/compat.hpp"
 #include "pg/monotonic.hpp"
 #include "pg/own_worker.hpp"
@@ -259,6 +261,17 @@ void ListenToSender(OwnRow *own, const Receiver &r, int64_t now)
     }
 }
 
+// An archive says nothing of later WAL, and that nobody speaks means nothing there: what is not replayed is
+// younger than the latest commit that is.
+void BoundLagsOfArchive(OwnRow *own, int64_t now)
+{
+    if (own->state != ReplicaState::kArchive || own->replayed_commit_us == 0)
+        return;
+    const int64_t age = Max(now - own->replayed_commit_us - own->skew_us, 0);
+    for (int64_t *lag : {&own->write_lag_us, &own->flush_lag_us, &own->replay_lag_us})
+        *lag = Min(*lag, age);
+}
+
 // The age of the oldest WAL of the sender's that is not here yet, or not replayed; and if we do not hear
 // from it, we do not know of any later.
 void SetOwnLags(OwnRow *own, int64_t now)
@@ -280,6 +293,7 @@ void SetOwnLags(OwnRow *own, int64_t now)
     own->replay_lag_us = Max(lag, silence);
     own->write_lag_us = Max(memory.upstream.LagUs(own->received_lsn, now, nullptr), silence);
     own->flush_lag_us = Max(memory.upstream.LagUs(own->flushed_lsn, now, nullptr), silence);
+    BoundLagsOfArchive(own, now);
     own->write_lag_bytes = Behind(own->sender_lsn, own->received_lsn);
     own->flush_lag_bytes = Behind(own->sender_lsn, own->flushed_lsn);
     own->replay_lag_bytes = Behind(Max(own->sender_lsn, own->flushed_lsn), own->replay_lsn);
@@ -403,6 +417,11 @@ void MindTheClock(int64_t now)
         for (FlowStandby &standby : shared->flow.standbys)
             standby.Shift(step);
         shared->flow.controller.Shift(step);
+        shared->replicas.role_since_us.fetch_add(step);
+        for (ReplicaRow &row : shared->replicas.report.rows) {
+            row.connected_us += step;
+            row.heard_us += step;
+        }
     }
     last_us = now;
     last_monotonic_us = monotonic_us;

@@ -33,11 +33,6 @@ my $primary = gated_node(
 my $admin = admin_of($primary);
 $admin->query($_) foreach 'CREATE TABLE t (i int, text text)', 'ALTER TABLE t ALTER text SET STORAGE PLAIN', 'GRANT ALL ON t TO app',
   'CREATE TABLE hot (id int PRIMARY KEY, n int)', 'INSERT INTO hot VALUES (1, 0), (2, 0)', 'GRANT ALL ON hot TO app';
-$primary->backup('base');
-my $standby = PostgreSQL::Test::Cluster->new('standby');
-$standby->init_from_backup($primary, 'base', has_streaming => 1);
-$standby->start;
-my $replica = admin_of($standby);
 my ($app, $holder) = map { app_of($primary) } 1 .. 2;
 
 # A test: $session, which waits, and may for 3 s, has its answer soon although the clock is set back meanwhile.
@@ -52,6 +47,21 @@ sub waits_no_longer
 	ok($answer, "$name: it waits no longer for that");
 	return $answer // {};
 }
+
+# ---- for a standby that never came
+
+reconfigure($admin, 'weir.lag_grace' => '1s');
+my $code = q{SELECT code FROM weir.check_throttle('job')};
+poll_until('nobody follows this server', sub { $admin->value($code) eq 'ok' });
+set_clock($clock, $ahead_s -= 3600);
+poll_until('lag is sampled by the new time', sub { $admin->value('SELECT sampled_at <= clock_timestamp() FROM weir.stat_throttle') eq 't' });
+is($admin->value($code), 'ok', 'nobody follows this server, and that is known still');
+reconfigure($admin, 'weir.lag_grace' => '1h');
+$primary->backup('base');
+my $standby = PostgreSQL::Test::Cluster->new('standby');
+$standby->init_from_backup($primary, 'base', has_streaming => 1);
+$standby->start;
+my $replica = admin_of($standby);
 
 # ---- for a slot
 

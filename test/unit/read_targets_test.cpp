@@ -31,7 +31,7 @@ struct Fleet {
         row.replay_lag_us = lag_us;
         row.lag_known = true;
         snprintf(row.application_name, sizeof(row.application_name), "%s", name);
-        SplitName(&row);
+        SplitName(row.application_name, row.region, row.node);
         return row;
     }
 

@@ -560,7 +560,7 @@ ReplicaRow Named(const char *name)
 {
     ReplicaRow row = {};
     snprintf(row.application_name, sizeof(row.application_name), "%s", name);
-    SplitName(&row);
+    SplitName(row.application_name, row.region, row.node);
     return row;
 }
 
