@@ -7,6 +7,7 @@ use warnings;
 use FindBin;
 use lib $FindBin::RealBin;
 use IPC::Run ();
+use Http;
 use PgWeir;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
@@ -203,6 +204,10 @@ my $odd = q{region = 'a'};
 poll_until('pg_receivewal has a row', sub { $p->value("SELECT state FROM weir.stat_replica WHERE $odd") =~ /streaming|catchup/ });
 is_deeply($p->query("SELECT application_name, node, counts, replay_lsn, replay_lag IS NOT NULL FROM weir.stat_replica WHERE $odd")->[0],
 	[ $name, q{b/c;%s"'\\}, 'f', undef, 't' ], 'it does not count');
+my $metrics = $p->value('SELECT weir.metrics()') . "\n";
+(my $label = $name) =~ s/(["\\])/\\$1/g;
+like($metrics, qr/^pg_weir_replica_connected\{[^}]*standby="$_"/m, "metrics of $_") foreach 'eu/one', quotemeta $label;
+is(promtool_metrics($metrics), '', 'promtool reads them');
 $receiver->kill_kill;
 poll_until('it is forgotten when it is gone', sub { $p->value("SELECT count(*) FROM weir.stat_replica WHERE $odd") == 0 });
 
