@@ -169,9 +169,11 @@ template <typename DropSnapshot, typename Retake> void Hold(DropSnapshot drop, R
 
 // ---- what writes ------------------------------------------------------------------------------------
 
+// A foreign table is called permanent, too, and its rows are elsewhere.
 bool IsLogged(Oid relation)
 {
-    return get_rel_persistence(relation) == RELPERSISTENCE_PERMANENT;
+    return get_rel_persistence(relation) == RELPERSISTENCE_PERMANENT &&
+           get_rel_relkind(relation) != RELKIND_FOREIGN_TABLE;
 }
 
 // Of an existing relation the name's own relpersistence says nothing.

@@ -26,7 +26,9 @@ my $rows_file = $primary->basedir . '/rows';
 $admin->query($_)
   foreach 'CREATE TABLE t (i int, text text)', 'ALTER TABLE t ALTER text SET STORAGE PLAIN', 'GRANT ALL ON t TO app',
   'GRANT SET ON PARAMETER weir.class TO app', 'GRANT pg_read_server_files TO app',
-  "COPY (SELECT g, repeat('x', 1000) FROM generate_series(1, 20) g) TO '$rows_file'";
+  "COPY (SELECT g, repeat('x', 1000) FROM generate_series(1, 20) g) TO '$rows_file'", 'CREATE EXTENSION file_fdw',
+  'CREATE SERVER files FOREIGN DATA WRAPPER file_fdw', "CREATE FOREIGN TABLE elsewhere (text text) SERVER files OPTIONS (filename '$rows_file')",
+  'GRANT ALL ON elsewhere TO app';
 $primary->backup('base');
 my (%standby, %replica);
 foreach my $name (qw(first second))
@@ -187,6 +189,8 @@ is_held($writer{$_}, $statement{$_}, "$_ is held") foreach sort keys %statement;
 $waits += keys %statement;
 answers_at_once($app, $_, "not held: $_")
   foreach 'SELECT count(*) FROM indexed', q{COPY indexed TO STDOUT}, "EXPLAIN $write", 'VACUUM indexed', 'ANALYZE indexed';
+is(($app->send(q{INSERT INTO elsewhere VALUES ('x')})->answer($PgWeir::at_once_s) // {})->{code},
+	'0A000', 'not held: a write to a foreign table, which fails for another reason');
 is(throttle('waiting, waits, batch_waits, expired'), join(' ', 2 + keys %statement, $waits, $batch_waits, $expired), 'each is counted once, and waits');
 reconfigure($admin, 'weir.throttle_max_wait' => '1ms');
 is(($writer{$_}->answer // {})->{tag}, $tag{$_}, "$_ goes through in the end") foreach sort keys %statement;
