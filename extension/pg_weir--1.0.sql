@@ -277,7 +277,7 @@ COMMENT ON COLUMN weir.stat_startup.wait_p99 IS '99th percentile of that wait';
 COMMENT ON COLUMN weir.stat_startup.wait_max IS 'longest such wait';
 
 COMMENT ON VIEW weir.startup_limit IS 'How fast connections may start now, and why.';
-COMMENT ON COLUMN weir.startup_limit.adaptive IS 'whether pg_weir paces logins itself (weir.max_startups = -1)';
+COMMENT ON COLUMN weir.startup_limit.adaptive IS 'whether pg_weir paces logins itself (weir.max_startups = -1, and no weir.startup_rate)';
 COMMENT ON COLUMN weir.startup_limit.max_startups IS 'connections that may start at once; NULL: no limit';
 COMMENT ON COLUMN weir.startup_limit.rate IS 'connections that may start per second; NULL: no such limit now';
 COMMENT ON COLUMN weir.startup_limit.reason IS 'why that rate: free, room, busy, steady, share, drain or fixed; see docs/connections.md';

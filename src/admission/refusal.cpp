@@ -56,28 +56,35 @@ double StartupRetrySeconds()
                  timeout_ms > 0 ? Min(timeout_ms / 1000.0, kLongestRetry) : kLongestRetry);
 }
 
+double PerSecond(const Pace &pace)
+{
+    const int64_t interval_ns = pace.interval_ns.load(std::memory_order_relaxed);
+    return interval_ns == 0 ? 0 : 1e9 / static_cast<double>(interval_ns);
+}
+
+// What holds it: a number of its class or of the gate that is reached, else the lower of their rates.
 void DetailOfStartup(const GateClass &c)
 {
     const GateShared &g = startup_gate.shared();
-    const uint32_t active = Gate::ClassActive(c);
-    const double rate = shared->startups.pace.rate;
-    if (c.max_active != 0 && active >= c.max_active)
+    const uint32_t of_class = Gate::ClassActive(c), active = startup_gate.Active(), limit = g.limit.load();
+    const double rate = PerSecond(g.pace), class_rate = PerSecond(c.pace);
+    const bool adapts = StartupRateAdapts(shared->startups);
+    const bool full = active >= limit && !adapts;
+    if (c.max_active != 0 && of_class >= c.max_active)
         errdetail(
             "Class \"%s\" starts %u of at most %u connections at once (its max_startups); waiting in it: %u.",
-            c.name, active, c.max_active, c.waiting.load());
-    else if (c.pace.Limits())
-        errdetail("Class \"%s\" has a startup_rate; waiting in it: %u.", c.name, c.waiting.load());
-    else if (shared->startups.paced.load() && rate > 0)
-        errdetail(
-            "%.1f connections a second are started (weir.max_startups, adaptive); waiting: %u, of them in "
-            "class \"%s\": %u.",
-            rate, startup_gate.Waiting(), c.name, c.waiting.load());
+            c.name, of_class, c.max_active, c.waiting.load());
+    else if (!full && class_rate > 0 && (rate <= 0 || class_rate <= rate))
+        errdetail("Class \"%s\" starts %.1f connections a second (its startup_rate); waiting in it: %u.",
+                  c.name, class_rate, c.waiting.load());
+    else if (!full && rate > 0)
+        errdetail("%.1f connections a second are started (%s); waiting: %u, of them in class \"%s\": %u.",
+                  rate, adapts ? "weir.max_startups, adaptive" : "weir.startup_rate", startup_gate.Waiting(),
+                  c.name, c.waiting.load());
     else
-        errdetail(
-            "Connections that start: %u, the limit is %u (weir.max_startups%s); waiting: %u, of them in "
-            "class \"%s\": %u.",
-            startup_gate.Active(), g.limit.load(), g.pace.Limits() ? "), and weir.startup_rate (" : "",
-            startup_gate.Waiting(), c.name, c.waiting.load());
+        errdetail("Connections that start: %u, the limit is %u (weir.max_startups); waiting: %u, of them in "
+                  "class \"%s\": %u.",
+                  active, limit, startup_gate.Waiting(), c.name, c.waiting.load());
 }
 
 } // namespace

@@ -60,6 +60,12 @@ struct StartupShared {
     std::atomic<uint32_t> held_now;
 };
 
+// weir.max_startups = -1, and no weir.startup_rate of the user's own.
+inline bool StartupRateAdapts(const StartupShared &startups)
+{
+    return startups.paced.load() != 0 && startups.pace.reason != StartupReason::kFixed;
+}
+
 struct Shared {
     GateShared gate;
     RuntimeSettings settings;

@@ -93,7 +93,7 @@ WEIR_SQL_FUNCTION(weir_startup_limit)
     const uint32_t limit = s.gate.limit.load();
     const StartupPace pace = s.pace;
     Row row;
-    row.PutBool(s.paced.load() != 0);
+    row.PutBool(StartupRateAdapts(s));
     row.PutIntOrNull(limit < kUnlimited, limit);
     if (pace.rate > 0)
         row.PutReal(static_cast<float>(pace.rate));

@@ -35,6 +35,20 @@ sub occupy_slot { return occupy_startup($node, $admin, $locker) }
 sub connect_waiting { return queue_startups($node, $admin, @_) }
 sub nobody_starts { return no_startups_left($admin, @_) }
 
+# The answer to the first login that is refused, of some that come one after the other.
+sub refused_of_some
+{
+	my $answer;
+	for (1 .. 10)
+	{
+		my $session = app_of($node, async => 1);
+		$answer = $session->answer;
+		$session->close;
+		last if $answer->{code} ne '';
+	}
+	return $answer;
+}
+
 # ---- first come, first served
 
 {
@@ -153,6 +167,16 @@ sub nobody_starts { return no_startups_left($admin, @_) }
 	nobody_starts('retry delays');
 }
 
+# Who is refused is told which rate held him.
+foreach my $max (0, -1)
+{
+	reconfigure($admin, 'weir.max_startups' => $max, 'weir.startup_rate' => 1, 'weir.startup_burst' => 1, 'weir.startup_timeout' => '100ms');
+	poll_until('the rate is known', sub { $admin->value('SELECT NOT adaptive AND rate = 1 FROM weir.startup_limit') eq 't' });
+	is_refused(refused_of_some(), qr/^1\.0 connections a second are started \(weir\.startup_rate\); waiting: /, "weir.max_startups = $max, with a rate");
+}
+reconfigure($admin, 'weir.max_startups' => 1, 'weir.startup_rate' => 0, 'weir.startup_burst' => 0, 'weir.startup_timeout' => '30s');
+nobody_starts('rates');
+
 # ---- authentication_timeout ends later than the wait, and the client hears why
 
 {
@@ -219,7 +243,9 @@ sub nobody_starts { return no_startups_left($admin, @_) }
 	ok(!$late->answered, 'the fourth waits for its turn');
 	is($late->answer->{code}, '', 'which comes');
 	$_->close foreach @in, $late;
-	reconfigure($admin, 'weir.classes' => '', 'weir.class_map' => '', 'weir.max_startups' => 1);
+	reconfigure($admin, 'weir.startup_timeout' => '100ms');
+	is_refused(refused_of_some(), qr/^Class "web" starts 1\.0 connections a second \(its startup_rate\); waiting in it: /, 'a rate of the class');
+	reconfigure($admin, 'weir.classes' => '', 'weir.class_map' => '', 'weir.max_startups' => 1, 'weir.startup_timeout' => '30s');
 	nobody_starts('rates');
 }
 
