@@ -155,7 +155,7 @@ is($writer->answer->{tag}, 'INSERT 0 1', 'weir.mode = observe lets the waiting g
 my $waits = throttle('waits');
 answers_at_once($writer, $write, 'and nobody is held') for 1 .. 3;
 cmp_ok(throttle('waits'), '>', $waits, 'but counted');
-# From now on it is expected to write much: at the floor its turn would come in minutes.
+# From now on it is expected to write much: at the floor the turn of those behind it would come in minutes.
 $writer->query(q{INSERT INTO t SELECT g, repeat('y', 4000) FROM generate_series(1, 400) g});
 reconfigure($admin, 'weir.mode' => 'enforce');
 
@@ -177,12 +177,23 @@ is(check('job', $app), 'lagging', 'everybody may ask');
 # Each 2 seconds is not too seldom, whatever else it does at its heartbeats.
 my $sampler = $admin->value(q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'pg_weir sampler'});
 reconfigure($admin, 'weir.lag_sample_interval' => '2s', 'weir.heartbeat_interval' => 0);
-held($writer);
+# Who is first in the line has its turn within a second. It is stopped before: it does not see that, and nobody behind it has his.
+poll_until('somebody is stopped in the line', sub {
+	held($writer);
+	kill 'STOP', $writer->pid;
+	return 1 if throttle('waiting') > 0;
+	kill 'CONT', $writer->pid;
+	$writer->answer;
+	return 0;
+});
+my $behind = held(app_of($primary));
 kill 'STOP', $sampler;
 poll_until('what is known is stale', sub { check('job') eq 'stale' });
 cmp_ok(throttle('extract(epoch FROM clock_timestamp() - sampled_at)'), '>', 7, 'not before it is 5 s late');
-is($writer->answer->{tag}, 'INSERT 0 1', 'nobody is held any more when nobody samples');
-answers_at_once($writer, $write, 'nor who comes then');
+is($behind->answer->{tag}, 'INSERT 0 1', 'nobody is held any more when nobody samples');
+answers_at_once($behind, $write, 'nor who comes then');
+kill 'CONT', $writer->pid;
+is($writer->answer->{tag}, 'INSERT 0 1', 'nor who was before them');
 kill 'CONT', $sampler;
 poll_until('it samples again', sub { check('job') eq 'lagging' });
 reconfigure($admin, 'weir.lag_sample_interval' => '20ms', 'weir.heartbeat_interval' => '100ms');
