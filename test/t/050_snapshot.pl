@@ -89,7 +89,10 @@ sub begin_waiting
 	$holder->query('BEGIN');
 	$send->();
 	wait_for_waiting($admin, 1);
-	return $admin->value('SELECT backend_xmin FROM pg_stat_activity WHERE pid = ' . $session->pid);
+	my $pid = $session->pid;
+	# It is in the queue a moment before it has let go of its snapshot, and sleeps.
+	poll_until('it sleeps', sub { $admin->value("SELECT wait_event_type FROM pg_stat_activity WHERE pid = $pid") eq 'Extension' });
+	return $admin->value("SELECT backend_xmin FROM pg_stat_activity WHERE pid = $pid");
 }
 
 sub commit_a_row
