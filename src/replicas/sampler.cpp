@@ -261,13 +261,19 @@ void ListenToSender(OwnRow *own, const Receiver &r, int64_t now)
     }
 }
 
+// By our clock, of the latest commit that is replayed; there is one.
+int64_t ReplayedCommitAgeUs(const OwnRow &own, int64_t now)
+{
+    return now - own.replayed_commit_us - own.skew_us;
+}
+
 // An archive says nothing of later WAL, and that nobody speaks means nothing there: what is not replayed is
 // younger than the latest commit that is.
 void BoundLagsOfArchive(OwnRow *own, int64_t now)
 {
     if (own->state != ReplicaState::kArchive || own->replayed_commit_us == 0)
         return;
-    const int64_t age = Max(now - own->replayed_commit_us - own->skew_us, 0);
+    const int64_t age = Max(ReplayedCommitAgeUs(*own, now), 0);
     for (int64_t *lag : {&own->write_lag_us, &own->flush_lag_us, &own->replay_lag_us})
         *lag = Min(*lag, age);
 }
@@ -289,7 +295,7 @@ void SetOwnLags(OwnRow *own, int64_t now)
     if (memory.upstream.Count() == 0 && deaf)
         known = false;
     if (!known && own->replayed_commit_us != 0)
-        lag = Max(lag, now - own->replayed_commit_us - own->skew_us);
+        lag = Max(lag, ReplayedCommitAgeUs(*own, now));
     own->replay_lag_us = Max(lag, silence);
     own->write_lag_us = Max(memory.upstream.LagUs(own->received_lsn, now, nullptr), silence);
     own->flush_lag_us = Max(memory.upstream.LagUs(own->flushed_lsn, now, nullptr), silence);

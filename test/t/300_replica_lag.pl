@@ -129,8 +129,7 @@ cmp_ok($p->value(q{SELECT count(*) FROM weir.replica_lag_history WHERE applicati
 
 # ---- replay paused
 
-$s1->query('SELECT pg_wal_replay_pause()');
-poll_until('replay is paused', sub { $s1->value('SELECT pg_get_wal_replay_pause_state()') eq 'paused' });
+pause_replay($s1);
 my ($from) = (Time::HiRes::time());
 my (undef, $to) = write_a_row($p);
 lag_grows_with_the_clock($p, 'eu/one', $from, $to, 1.5);
@@ -178,8 +177,7 @@ wait_for_no_lag($s1, 'self');
 set_heartbeat('1s');
 
 # One further down is of no interest to the primary.
-$s2->query('SELECT pg_wal_replay_pause()');
-poll_until('replay is paused', sub { $s2->value('SELECT pg_get_wal_replay_pause_state()') eq 'paused' });
+pause_replay($s2);
 $from = Time::HiRes::time();
 (undef, $to) = write_a_row($p);
 lag_grows_with_the_clock($s1, 'us/two', $from, $to, 1);
@@ -276,8 +274,7 @@ wait_for_no_lag($s2, 'self');
 like(slurp_file($one->logfile), qr/pg_weir: promoted/, 'and says so');
 
 $p = $s1;
-$s2->query('SELECT pg_wal_replay_pause()');
-poll_until('replay is paused', sub { $s2->value('SELECT pg_get_wal_replay_pause_state()') eq 'paused' });
+pause_replay($s2);
 $from = Time::HiRes::time();
 (undef, $to) = write_a_row($s1);
 lag_grows_with_the_clock($s1, 'us/two', $from, $to, 1);

@@ -53,8 +53,7 @@ sub has_caught_up
 sub lag_is_true
 {
 	my ($standby, $session, $name, $what) = @_;
-	$standby->query('SELECT pg_wal_replay_pause()');
-	poll_until('replay is paused', sub { $standby->value('SELECT pg_get_wal_replay_pause_state()') eq 'paused' });
+	pause_replay($standby);
 	my $from = Time::HiRes::time();
 	$admin->query('INSERT INTO t VALUES (1)');
 	my ($lag, $least, $most);
@@ -103,8 +102,7 @@ has_caught_up($admin, 'bare');
 lag_is_true($s, $admin, 'bare', 'a standby without the library');
 has_caught_up($admin, 'bare');
 is($admin->send('SELECT 1')->answer && $s->send('SELECT * FROM weir.stat_replica')->answer->{code}, '55000', 'which itself can say nothing');
-$s->query('SELECT pg_wal_replay_pause()');
-poll_until('replay is paused', sub { $s->value('SELECT pg_get_wal_replay_pause_state()') eq 'paused' });
+pause_replay($s);
 $admin->query('INSERT INTO t VALUES (1)');
 poll_until('it counts for the throttle', sub { $admin->value(q{SELECT state = 'engaged' AND standby = 'bare' FROM weir.stat_throttle}) eq 't' });
 pass('writers are slowed down for it like for any other');

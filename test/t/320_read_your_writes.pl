@@ -35,7 +35,6 @@ sub next_row
 	$writer->query("INSERT INTO t VALUES ($i)");
 	return $writer->value('SELECT weir.last_commit_token()');
 }
-sub pause { my ($on) = @_; $on->query('SELECT pg_wal_replay_pause()'); poll_until('paused', sub { $on->value('SELECT pg_get_wal_replay_pause_state()') eq 'paused' }); return }
 sub resume { return $_[0]->query('SELECT pg_wal_replay_resume()') }
 sub waiting { return $_[0]->value('SELECT waiting FROM weir.stat_replay_wait') }
 sub wait_for_readers { my ($on, $n) = @_; return poll_until("$n wait for replay", sub { waiting($on) == $n }) }
@@ -134,7 +133,7 @@ foreach my $way (
 	[ 'DO', sub { $_[0]->send(q{DO $$ BEGIN RAISE NOTICE '%', (SELECT max(i) FROM t); END $$}) } ])
 {
 	my ($name, $send) = @$way;
-	pause($admin);
+	pause_replay($admin);
 	$token = next_row(++$i);
 	$reader->query("SET weir.lsn_wait_timeout = '30s'");
 	$reader->query("SET weir.min_lsn = '$token'");
@@ -145,7 +144,7 @@ foreach my $way (
 	is($name eq 'DO' ? $answer->{notices}[0]{message} : last_row($answer), $i, "$name: reads the write");
 }
 
-pause($admin);
+pause_replay($admin);
 $token = next_row(++$i);
 $reader->query('RESET weir.min_lsn');
 $reader->query('BEGIN');
@@ -155,7 +154,7 @@ is(last_row(waits_for_replay($reader, 'SET LOCAL')), $i, 'SET LOCAL: reads the w
 $reader->query('COMMIT');
 is($reader->value('SHOW weir.min_lsn'), '', 'and is gone afterwards');
 
-pause($admin);
+pause_replay($admin);
 $token = next_row(++$i);
 $reader->query("SET default_transaction_isolation = 'repeatable read'");
 $reader->send("SET weir.min_lsn = '$token'");
@@ -163,7 +162,7 @@ waits_for_replay($reader, 'under repeatable read SET itself');
 is($reader->value('SELECT max(i) FROM t'), $i, 'so an autocommit statement reads the write');
 $reader->query('RESET default_transaction_isolation');
 
-pause($admin);
+pause_replay($admin);
 $token = next_row(++$i);
 $reader->send("CALL weir.wait_for_lsn('$token', '30 s')");
 is(waits_for_replay($reader, 'CALL')->{tag}, 'CALL', 'CALL waits');
@@ -171,7 +170,7 @@ is($reader->value('SELECT max(i) FROM t'), $i, 'then one reads the write');
 is($reader->value("SELECT weir.lsn_reached('$token')"), 't', 'lsn_reached');
 
 # At connect, as poolers and drivers can set it.
-pause($admin);
+pause_replay($admin);
 $token = next_row(++$i);
 my $fresh = app_of($standby, options => "-c weir.min_lsn=$token -c weir.lsn_wait_timeout=30s");
 $fresh->send('SELECT max(i) FROM t');
@@ -180,7 +179,7 @@ $fresh->close;
 
 # Once seen, never looked at again; and in off mode it works as well.
 reconfigure($admin, 'weir.mode' => 'off');
-pause($admin);
+pause_replay($admin);
 answers_at_once($reader, 'SELECT 1', 'a reached token costs nothing');
 $token = next_row(++$i);
 $reader->query("SET weir.min_lsn = '$token'");
@@ -189,7 +188,7 @@ is(last_row(waits_for_replay($reader, 'mode off')), $i, 'mode off: reads the wri
 reconfigure($admin, 'weir.mode' => 'enforce');
 
 # Many, one poller.
-pause($admin);
+pause_replay($admin);
 $token = next_row(++$i);
 my @readers = map { app_of($standby, options => "-c weir.min_lsn=$token -c weir.lsn_wait_timeout=30s") } 1 .. 20;
 $_->send('SELECT max(i) FROM t') foreach @readers;
@@ -200,7 +199,7 @@ $_->close foreach @readers;
 
 # ---- what ends a wait
 
-pause($admin);
+pause_replay($admin);
 $token = next_row(++$i);
 $reader->query("SET weir.min_lsn = '$token'");
 $reader->query("SET weir.lsn_wait_timeout = '50ms'");

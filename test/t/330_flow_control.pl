@@ -60,8 +60,7 @@ sub standing_is
 # Replay stands still, and what is written makes a backlog.
 sub fall_behind
 {
-	$replica->query('SELECT pg_wal_replay_pause()');
-	poll_until('replay is paused', sub { $replica->value('SELECT pg_get_wal_replay_pause_state()') eq 'paused' });
+	pause_replay($replica);
 	$admin->query(q{INSERT INTO t SELECT g, repeat('x', 1000) FROM generate_series(1, 300) g});
 	state_is('engaged');
 	return;

@@ -68,8 +68,7 @@ sub check
 sub pause
 {
 	my ($name) = @_;
-	$replica{$name}->query('SELECT pg_wal_replay_pause()');
-	poll_until('replay is paused', sub { $replica{$name}->value('SELECT pg_get_wal_replay_pause_state()') eq 'paused' });
+	pause_replay($replica{$name});
 	return $replica{$name}->value('SELECT pg_last_wal_replay_lsn()');
 }
 

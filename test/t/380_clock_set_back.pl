@@ -133,8 +133,7 @@ reconfigure($admin, 'weir.throttle_max_wait' => '3s');
 $app = app_of($primary);
 # It is expected to write much from then on: at the floor its turn would come in minutes.
 $app->query(q{INSERT INTO t SELECT g, repeat('y', 4000) FROM generate_series(1, 400) g});
-$replica->query('SELECT pg_wal_replay_pause()');
-poll_until('replay is paused', sub { $replica->value('SELECT pg_get_wal_replay_pause_state()') eq 'paused' });
+pause_replay($replica);
 $admin->query(q{INSERT INTO t SELECT g, repeat('x', 1000) FROM generate_series(1, 300) g});
 poll_until('the throttle is engaged', sub { $admin->value('SELECT state FROM weir.stat_throttle') eq 'engaged' });
 my $lag_s = 'SELECT extract(epoch FROM replay_lag) FROM weir.stat_replica WHERE application_name = \'standby\'';

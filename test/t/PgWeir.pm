@@ -13,7 +13,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes ();
 
-our @EXPORT = qw(gated_node admin_of app_of reconfigure admission poll_until happens_within wait_for_waiting wait_for_lock waits_long_enough
+our @EXPORT = qw(gated_node admin_of app_of reconfigure admission poll_until happens_within wait_for_waiting wait_for_lock pause_replay waits_long_enough
   answers_at_once waits_for_slot is_refused nothing_left startup_value startups_waiting wait_for_startups
   occupy_startup queue_startups no_startups_left
   set_standbys skip_without_coalescing opt_in is_coalesced coalesced_requests no_warnings clock_library set_clock);
@@ -162,6 +162,14 @@ sub wait_for_lock
 			die 'it was answered' if $session->answered;
 			$admin->value('SELECT wait_event_type FROM pg_stat_activity WHERE pid = ' . $session->pid) eq 'Lock';
 		});
+}
+
+# $session is a superuser's, on a standby.
+sub pause_replay
+{
+	my ($session) = @_;
+	$session->query('SELECT pg_wal_replay_pause()');
+	return poll_until('replay is paused', sub { $session->value('SELECT pg_get_wal_replay_pause_state()') eq 'paused' });
 }
 
 # Somebody has waited for the supervisor's many rounds (it makes one each 5 ms): what it has not done by then it will
