@@ -82,8 +82,9 @@ void AppendTop(StringInfo to, const char *what, const StormTop (&top)[kStormTop]
 void LogStorm(StormEvent event, const StormRecord &storm)
 {
     if (event == StormEvent::kBegan) {
-        ereport(LOG, (errmsg("connection storm began: %u connections wait for their startup",
-                             storm.peak_waiting)));
+        ereport(LOG, (errmsg("connection storm began: %u connections wait for their startup, " UINT64_FORMAT
+                             " left unserved",
+                             storm.peak_waiting, storm.left)));
         return;
     }
     StringInfoData who;

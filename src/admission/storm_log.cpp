@@ -101,7 +101,7 @@ StormEvent StormLog::Update(int64_t now_us, uint32_t waiting, int64_t oldest_wai
     seen_arrivals_ = arrivals_;
     seen_waiting_ = waiting;
 
-    if (!storming_ && waiting >= kStormWaiters) {
+    if (!storming_ && waiting + left_ >= kStormWaiters) {
         storming_ = true;
         began_us_ = now_us;
         peak_waiting_ = 0;

@@ -6,7 +6,7 @@
 //       │ somebody waits
 //       ▼
 //     run-up    back to quiet when nobody has waited for kStormQuietUs; begins anew after kStormRunUpUs
-//       │ kStormWaiters wait at once
+//       │ kStormWaiters wait at once, or have left unserved, both together
 //       ▼
 //     storm     back to quiet, and into the log, when nobody has waited for kStormQuietUs
 //
@@ -37,7 +37,7 @@ namespace weir
 {
 
 constexpr uint32_t kMostStorms = 100;
-constexpr uint32_t kStormWaiters = 10;
+constexpr uint32_t kStormWaiters = 10; // the refused ones included: a short queue must not hide a storm
 constexpr int64_t kStormQuietUs = 5 * int64_t{1000000};
 constexpr int64_t kStormRunUpUs = 10 * int64_t{1000000};
 constexpr uint32_t kStormTop = 3;

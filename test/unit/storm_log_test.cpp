@@ -164,6 +164,48 @@ TEST_F(StormLogTest, ItBeginsWithTheTenthWhoWaits)
     EXPECT_EQ(Tick(), StormEvent::kNone) << "once";
 }
 
+// Where few may wait the others are refused, and it is a storm all the same.
+TEST_F(StormLogTest, ItBeginsWithTheTenthWhoWaitsOrIsRefused)
+{
+    Arrive(3);
+    for (int i = 0; i < 6; i++) {
+        Arrive(1, "refused");
+        Leave(1);
+        EXPECT_EQ(Tick(), StormEvent::kNone);
+    }
+    Arrive(1, "refused");
+    Leave(1);
+    EXPECT_EQ(Tick(), StormEvent::kBegan);
+    const StormRecord storm = Newest();
+    EXPECT_EQ(storm.peak_waiting, 3u);
+    EXPECT_EQ(storm.arrivals, 10u);
+    EXPECT_EQ(storm.left, 7u);
+    EXPECT_STREQ(storm.roles[0].name, "refused");
+    EXPECT_EQ(For(kSecond), StormEvent::kNone) << "once";
+    Admit(3);
+    EXPECT_EQ(For(kStormQuietUs + 2 * kTick), StormEvent::kEnded);
+}
+
+TEST_F(StormLogTest, ItBeginsAlsoWhereNobodyMayWait)
+{
+    for (int i = 0; i < 10; i++) {
+        Arrive(1);
+        Leave(1);
+    }
+    EXPECT_EQ(Tick(), StormEvent::kBegan);
+    EXPECT_EQ(Newest().peak_waiting, 0u);
+    EXPECT_EQ(For(kStormQuietUs + 2 * kTick), StormEvent::kEnded);
+}
+
+TEST_F(StormLogTest, OneRefusedNowAndThenIsNoStorm)
+{
+    for (int i = 0; i < 1800; i++) {
+        Arrive(1);
+        Leave(1);
+        ASSERT_EQ(For(2 * kSecond), StormEvent::kNone);
+    }
+}
+
 // They built the queue, also those who are through by now.
 TEST_F(StormLogTest, WhoCameBeforeItWasRecognisedIsCounted)
 {
