@@ -48,18 +48,23 @@ double Drawn(uint32_t ahead, double rate, double longest_s)
     return RetryDelay(ahead, rate, longest_s, pg_prng_double(&pg_global_prng_state));
 }
 
-double StartupRetrySeconds()
-{
-    // By then whoever waits now has been served, or has given up.
-    const int32_t timeout_ms = startup_gate.QueueTimeoutMs(kDefaultClass);
-    return Drawn(startup_gate.Waiting(), shared->startups.pace.queue_rate,
-                 timeout_ms > 0 ? Min(timeout_ms / 1000.0, kLongestRetry) : kLongestRetry);
-}
-
 double PerSecond(const Pace &pace)
 {
     const int64_t interval_ns = pace.interval_ns.load(std::memory_order_relaxed);
     return interval_ns == 0 ? 0 : 1e9 / static_cast<double>(interval_ns);
+}
+
+// A class with a rate of its own may be slower than the whole queue.
+double StartupRetrySeconds(const GateClass &c)
+{
+    // By then whoever waits now has been served, or has given up.
+    const int32_t timeout_ms = startup_gate.QueueTimeoutMs(kDefaultClass);
+    const double longest_s = timeout_ms > 0 ? Min(timeout_ms / 1000.0, kLongestRetry) : kLongestRetry;
+    const uint32_t in_all = startup_gate.Waiting(), in_class = c.waiting.load();
+    const double rate = shared->startups.pace.queue_rate, class_rate = PerSecond(c.pace);
+    if (class_rate > 0 && (in_class + 1) * rate > (in_all + 1) * class_rate)
+        return Drawn(in_class, class_rate, longest_s);
+    return Drawn(in_all, rate, longest_s);
 }
 
 // What holds it: a number of its class or of the gate that is reached, else the lower of their rates.
@@ -121,24 +126,24 @@ void RefuseQueueFull(uint32_t class_id)
 
 void RefuseStartupTimedOut(uint32_t class_id, int64_t waited_us)
 {
+    const GateClass &c = startup_gate.group(class_id);
     ereport(FATAL, (errcode(shared->startups.sqlstate.load()),
                     errmsg("the connection could not be started within %.1f s",
                            static_cast<double>(waited_us) / 1e6),
-                    (DetailOfStartup(startup_gate.group(class_id)), 0),
-                    errhint("Retry in about %.1f s.", StartupRetrySeconds())));
+                    (DetailOfStartup(c), 0), errhint("Retry in about %.1f s.", StartupRetrySeconds(c))));
     pg_unreachable();
 }
 
 void RefuseStartupQueueFull(uint32_t class_id, bool places)
 {
+    const GateClass &c = startup_gate.group(class_id);
     ereport(FATAL,
             (errcode(shared->startups.sqlstate.load()), errmsg("too many connections wait for their startup"),
              places ? errdetail("Waiting: %u, weir.startup_queue_size is %u; class \"%s\".",
-                                startup_gate.Waiting(), startup_gate.shared().queue_size.load(),
-                                startup_gate.group(class_id).name)
+                                startup_gate.Waiting(), startup_gate.shared().queue_size.load(), c.name)
                     : errdetail("Waiting: %u, and nearly all of max_connections (%d) is taken.",
                                 startup_gate.Waiting(), MaxConnections),
-             errhint("Retry in about %.1f s.", StartupRetrySeconds())));
+             errhint("Retry in about %.1f s.", StartupRetrySeconds(c))));
     pg_unreachable();
 }
 
