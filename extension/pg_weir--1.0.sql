@@ -213,6 +213,7 @@ CREATE FUNCTION weir.stat_startup(
     OUT terminated bigint,
     OUT client_gone bigint,
     OUT bypassed bigint,
+    OUT lendings bigint,
     OUT held bigint,
     OUT wait_p50 interval,
     OUT wait_p95 interval,
@@ -270,6 +271,7 @@ COMMENT ON COLUMN weir.stat_startup.timed_out IS 'refused after weir.startup_tim
 COMMENT ON COLUMN weir.stat_startup.terminated IS 'terminated while waiting';
 COMMENT ON COLUMN weir.stat_startup.client_gone IS 'clients that closed their connection while waiting';
 COMMENT ON COLUMN weir.stat_startup.bypassed IS 'superusers, replication and, from 16 on, members of pg_use_reserved_connections, who needed no slot';
+COMMENT ON COLUMN weir.stat_startup.lendings IS 'times the slot of a login that took longer than weir.stall_timeout was given to one that waited';
 COMMENT ON COLUMN weir.stat_startup.held IS 'failed logins whose answer was held back for weir.failed_login_rate; class failed_login only';
 COMMENT ON COLUMN weir.stat_startup.wait_p50 IS 'median wait of those who queued, also of those who left unserved; error at most 12.5 %';
 COMMENT ON COLUMN weir.stat_startup.wait_p95 IS '95th percentile of that wait';
@@ -288,8 +290,8 @@ COMMENT ON COLUMN weir.startup_limit.login_cost IS 'processor time of a login as
 COMMENT ON COLUMN weir.startup_limit.established IS 'established sessions that have transactions, smoothed: whom the rate protects';
 COMMENT ON COLUMN weir.startup_limit.cpu_idle IS 'idle share of the machine''s processors, 0 to 1, smoothed';
 
-COMMENT ON VIEW weir.storms IS 'The last 100 connection storms, newest first: from when ten connections waited at once until nobody waited for five seconds.';
-COMMENT ON COLUMN weir.storms.began IS 'when the tenth began to wait';
+COMMENT ON VIEW weir.storms IS 'The last 100 connection storms, newest first: from when ten connections waited at once, or had left unserved, until nobody waited for five seconds.';
+COMMENT ON COLUMN weir.storms.began IS 'when the tenth began to wait, or was refused';
 COMMENT ON COLUMN weir.storms.ended IS 'when the last one ceased to wait; NULL: it goes on';
 COMMENT ON COLUMN weir.storms.peak_waiting IS 'most connections that waited at once';
 COMMENT ON COLUMN weir.storms.longest_wait IS 'longest wait';

@@ -73,7 +73,7 @@ void WriteServer(MetricsText *text)
 
 // The two gates have the same families, each under its own name.
 struct GateNames {
-    const char *limit, *active, *lent, *waiting, *admitted, *queued, *unserved, *bypassed, *wait;
+    const char *limit, *active, *lent, *waiting, *admitted, *queued, *unserved, *bypassed, *lendings, *wait;
 };
 
 constexpr GateNames of_transactions = {
@@ -81,12 +81,13 @@ constexpr GateNames of_transactions = {
     "pg_weir_transactions_lent",           "pg_weir_transactions_waiting",
     "pg_weir_transactions_admitted_total", "pg_weir_transactions_queued_total",
     "pg_weir_transactions_unserved_total", "pg_weir_transactions_bypassed_total",
-    "pg_weir_transaction_wait_seconds"};
+    "pg_weir_transactions_lendings_total", "pg_weir_transaction_wait_seconds"};
 
-constexpr GateNames of_startups = {
-    "pg_weir_startups_limit",          "pg_weir_startups_active",         "pg_weir_startups_lent",
-    "pg_weir_startups_waiting",        "pg_weir_startups_admitted_total", "pg_weir_startups_queued_total",
-    "pg_weir_startups_unserved_total", "pg_weir_startups_bypassed_total", "pg_weir_startup_wait_seconds"};
+constexpr GateNames of_startups = {"pg_weir_startups_limit",          "pg_weir_startups_active",
+                                   "pg_weir_startups_lent",           "pg_weir_startups_waiting",
+                                   "pg_weir_startups_admitted_total", "pg_weir_startups_queued_total",
+                                   "pg_weir_startups_unserved_total", "pg_weir_startups_bypassed_total",
+                                   "pg_weir_startups_lendings_total", "pg_weir_startup_wait_seconds"};
 
 // Calls write(class) for each that is in use.
 template <typename Write> void ForEachClass(Gate *g, Write write)
@@ -127,6 +128,8 @@ void WriteGate(MetricsText *text, Gate *g, const GateNames &names)
     });
     text->Counter(names.bypassed, "Superusers and others who need no slot.");
     ForEachClass(g, [=](const GateClass &c) { text->Count(Relaxed(c.bypassed), {{"class", c.name}}); });
+    text->Counter(names.lendings, "Slots lent.");
+    ForEachClass(g, [=](const GateClass &c) { text->Count(Relaxed(c.lendings), {{"class", c.name}}); });
     text->HistogramOf(names.wait, "How long they waited, also those who left unserved.");
     ForEachClass(g, [=](const GateClass &c) {
         snapshot = c.waits.Snapshot();
@@ -140,8 +143,6 @@ void WriteTransactions(MetricsText *text)
     text->Counter("pg_weir_transactions_over_limit_total",
                   "Admitted over the limit because somebody waited for their locks.");
     ForEachClass(&gate, [=](const GateClass &c) { text->Count(Relaxed(c.over), {{"class", c.name}}); });
-    text->Counter("pg_weir_transactions_lendings_total", "Slots lent.");
-    ForEachClass(&gate, [=](const GateClass &c) { text->Count(Relaxed(c.lendings), {{"class", c.name}}); });
     text->Gauge("pg_weir_adaptive", "1: the limit of transactions is adaptive (weir.max_active = -1).");
     text->Count(shared->supervision.adapting);
     text->Gauge("pg_weir_adaptive_reason", "1 for what decided the adaptive limit last, 0 for the rest.");

@@ -32,6 +32,7 @@ void AddStartupClass(ReturnSetInfo *result, uint32_t class_id)
     row.PutCount(count(Departure::kTerminated));
     row.PutCount(count(Departure::kClientGone));
     row.PutCount(c.bypassed.load());
+    row.PutCount(c.lendings.load());
     row.PutCount(strcmp(c.name, kFailedLoginClassName) == 0 ? shared->startups.held.load() : 0);
     auto *waits = static_cast<HistogramSnapshot *>(palloc(sizeof(HistogramSnapshot)));
     *waits = c.waits.Snapshot();
