@@ -144,16 +144,18 @@ int64_t LeftUs(uint32_t class_id, int64_t waited_us)
     return Min(session.LeftUs(class_id, waited_us), AuthenticationLeftUs());
 }
 
-void LogWait(int64_t began)
+void LogWait(int64_t began, WaitEnd end)
 {
     const int64_t threshold_ms = Startups().log_min_wait_ms.load(std::memory_order_relaxed);
     const int64_t waited_us = MonotonicUs() - began;
-    if (threshold_ms >= 0 && waited_us >= threshold_ms * 1000)
-        ereport(LOG,
-                (errmsg("connection waited %.3f ms for its startup", static_cast<double>(waited_us) / 1000),
-                 errdetail("user=%s database=%s application_name=%s", startup_infos[session.ticket].role,
-                           startup_infos[session.ticket].database,
-                           startup_infos[session.ticket].application_name)));
+    if (threshold_ms < 0 || waited_us < threshold_ms * 1000)
+        return;
+    const StartupInfo &info = startup_infos[session.ticket];
+    char address[kAddressTextSize];
+    ereport(LOG, (errmsg("connection waited %.3f ms for its startup%s", static_cast<double>(waited_us) / 1000,
+                         end == WaitEnd::kClientGone ? ", until its client went away" : ""),
+                  errdetail("user=%s database=%s host=%s application_name=%s", info.role, info.database,
+                            AddressText(info.address, address), info.application_name)));
 }
 
 // A failed login that may not wait is answered at once: it gets the refusal that it was due anyway.
@@ -180,9 +182,9 @@ void AdmitSlowly(uint32_t class_id, bool failed)
     DropSnapshot();
     const WaitEnd end =
         session.Wait(class_id, began, [=](int64_t waited) { return LeftUs(class_id, waited); });
+    LogWait(began, end);
     if (end == WaitEnd::kClientGone)
         proc_exit(0); // nobody is left to be told, and the log has connections that end so every day
-    LogWait(began);
     if (end == WaitEnd::kTimedOut && !failed)
         RefuseStartupTimedOut(class_id, MonotonicUs() - began);
     (void)GetTransactionSnapshot(); // InitPostgres believes that it has one
@@ -284,7 +286,7 @@ uint32 StartupQueueWaitEvent()
 {
     static uint32 event = 0;
     if (event == 0)
-        event = NewWaitEvent("WeirStartupQueue");
+        event = NewWaitEvent("WeirConnectionQueue");
     return event;
 }
 

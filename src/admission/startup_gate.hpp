@@ -37,7 +37,7 @@ struct StartupInfo {
 
 void InstallStartupGate();
 
-// The wait event of a connection that queues: WeirStartupQueue, in 15 and 16 plain Extension.
+// The wait event of a connection that queues: WeirConnectionQueue, in 15 and 16 plain Extension.
 uint32 StartupQueueWaitEvent();
 
 } // namespace weir

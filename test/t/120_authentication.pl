@@ -299,7 +299,7 @@ no_startups_left($admin, 'absurd packets');
 	no_startups_left($admin, 'odd names');
 	poll_until('the storm is over', sub { $admin->value('SELECT count(*) FROM weir.storms WHERE ended IS NOT NULL') == 1 });
 	like($admin->value('SELECT applications FROM weir.storms'), qr/^[ -~]+$/, 'the record of the storm is ASCII, too');
-	ok(slurp_file($node->logfile, $log) =~ /DETAIL:  user=app database=postgres application_name=%s%n%s$/m, 'no name is a format');
+	ok(slurp_file($node->logfile, $log) =~ /DETAIL:  user=app database=postgres host=local application_name=%s%n%s$/m, 'no name is a format');
 	reconfigure($admin, 'weir.log_min_startup_wait' => -1);
 }
 
