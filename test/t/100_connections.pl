@@ -193,6 +193,21 @@ nobody_starts('rates');
 	nobody_starts('authentication_timeout');
 }
 
+# ---- a login that is stuck
+
+{
+	my $free = occupy_slot();
+	my ($waiter) = connect_waiting(1);
+	reconfigure($admin, 'weir.stall_timeout' => '100ms');
+	is($waiter->answer->{code}, '', 'its slot is lent to who waits');
+	is(startup('lendings'), 1, 'which is counted');
+	is($admin->value("SELECT count(*) FROM weir.activity WHERE database = 'shop'"), 1, 'it is shown');
+	$waiter->close;
+	reconfigure($admin, 'weir.stall_timeout' => 0);
+	is($free->()->{code}, '', 'it is served, too');
+	nobody_starts('a stuck login');
+}
+
 # ---- reload while they wait
 
 {
@@ -247,6 +262,48 @@ nobody_starts('rates');
 	is_refused(refused_of_some(), qr/^Class "web" starts 1\.0 connections a second \(its startup_rate\); waiting in it: /, 'a rate of the class');
 	reconfigure($admin, 'weir.classes' => '', 'weir.class_map' => '', 'weir.max_startups' => 1, 'weir.startup_timeout' => '30s');
 	nobody_starts('rates');
+}
+
+# A class that is slower than the others has its own retry delay.
+{
+	reconfigure($admin,
+		'weir.max_startups' => 0,
+		'weir.startup_queue_size' => 30,
+		'weir.classes' => 'slow: startup_rate=1 startup_burst=1',
+		'weir.class_map' => 'application_name=slow => slow');
+	my @waiters = map { app_of($node, application_name => 'slow', async => 1) } 1 .. 28;
+	poll_until('they wait', sub { startup_waiting() >= 20 });
+	poll_until('the others are served at ten times its pace',
+		sub { app_of($node)->close; $admin->value('SELECT throughput > 10 FROM weir.startup_limit') eq 't' });
+	reconfigure($admin, 'weir.startup_queue_size' => 1);
+	my $answer = app_of($node, application_name => 'slow', async => 1)->answer;
+	my ($ahead) = $answer->{detail} =~ /^Waiting: (\d+)/;
+	my ($delay) = $answer->{hint} =~ /([0-9.]+) s/;
+	cmp_ok($delay, '>', ($ahead + 1) / 2 - 0.1, "the retry delay behind $ahead of them, one a second, with its jitter");
+	$_->vanish foreach @waiters;
+	reconfigure($admin, 'weir.classes' => '', 'weir.class_map' => '', 'weir.max_startups' => 1, 'weir.startup_queue_size' => 0);
+	nobody_starts('a slow class');
+}
+
+# Weights: three of the heavy class for one of the light one, whoever came first. One starts at a time, so they are logged in
+# their order.
+{
+	reconfigure($admin,
+		'weir.classes' => 'heavy: weight=3; light: weight=1',
+		'weir.class_map' => 'application_name=heavy => heavy; application_name=light => light',
+		'weir.log_min_startup_wait' => 0);
+	my $log = -s $node->logfile;
+	my $free = occupy_slot();
+	my @waiters = map { connect_waiting(6, application_name => $_) } qw(light heavy);
+	$free->();
+	is(join(' ', map { $_->answer->{status} } @waiters), join(' ', ('I') x 12), 'weights: all are served');
+	$_->close foreach @waiters;
+	my @order = slurp_file($node->logfile, $log) =~ /DETAIL:  user=app database=postgres host=local application_name=(heavy|light)$/mg;
+	note("@order");
+	is(scalar(grep { $_ eq 'heavy' } @order[ 0 .. 7 ]), 6, 'six heavy ones are among the first eight');
+	isnt(join(' ', @order[ 0 .. 5 ]), join(' ', ('heavy') x 6), 'and not all of them before the first light one');
+	reconfigure($admin, 'weir.classes' => '', 'weir.class_map' => '', 'weir.log_min_startup_wait' => -1);
+	nobody_starts('weights');
 }
 
 # ---- logins that fail
@@ -312,8 +369,25 @@ nobody_starts('rates');
 	like($text, qr/connection storm ended after [0-9.]+ s: at most 12 waited at once/, 'one line when it ends');
 	like($text, qr/Roles: app \(12\); addresses: local \(12\); applications: crowd \(12\)/, 'and who came');
 	like($text, qr/connection waited [0-9.]+ ms for its startup/, 'weir.log_min_startup_wait');
-	reconfigure($admin, 'weir.log_min_startup_wait' => -1);
 	nobody_starts('storm');
+
+	# Where few may wait, others are refused instead; and clients lose patience.
+	reconfigure($admin, 'weir.startup_queue_size' => 2);
+	$free = occupy_slot();
+	my ($patient, $impatient) = connect_waiting(2, application_name => 'crowd');
+	app_of($node, async => 1)->answer foreach 1 .. 8;
+	poll_until('a storm is seen', sub { $admin->value('SELECT count(*) FROM weir.storms WHERE ended IS NULL') == 1 });
+	$impatient->vanish;
+	poll_until('one has left', sub { startup_waiting() == 1 });
+	$free->();
+	is($patient->answer->{code}, '', 'who may wait is served');
+	$patient->close;
+	$text = slurp_file($node->logfile, $log);
+	like($text, qr/connection storm began: 2 connections wait for their startup, 8 left unserved/, 'refused ones make a storm, too');
+	like($text, qr/connection waited [0-9.]+ ms for its startup, until its client went away\n.*DETAIL:  user=app database=postgres host=local application_name=crowd$/m,
+		'who went away is logged');
+	reconfigure($admin, 'weir.log_min_startup_wait' => -1, 'weir.startup_queue_size' => 0);
+	nobody_starts('a storm of refusals');
 }
 
 # ---- every ordinary place taken
