@@ -4,6 +4,7 @@ use strict;
 use warnings;
 
 use FindBin;
+use IPC::Run;
 use lib $FindBin::RealBin;
 use PgWeir;
 use PostgreSQL::Test::Utils;
@@ -24,10 +25,10 @@ sub pace { return $admin->value("SELECT $_[0] FROM weir.startup_limit") }
 is(pace('adaptive'), 't', 'weir.max_startups = -1 is adaptive');
 is(pace('reason'), 'free', 'nobody works: logins are free');
 my @first = map { app_of($node) } 1 .. $logins;
-is(startup_value($admin, 'queued') <= $logins, 1, 'a crowd comes in');
+is(startup_value($admin, 'queued'), 0, 'and do not wait');
 $_->close foreach @first;
 
-# One endless loop in the server for each of them, in many transactions: an established session is one that has them.
+# Many transactions, because an established session is one that has them; and long enough to keep the processors busy.
 my $spin = $node->basedir . '/spin.sql';
 append_to_file($spin, "SELECT sum(i) FROM generate_series(1, 2000) AS i;\n");
 my $work = IPC::Run::start(
@@ -40,15 +41,14 @@ my @late = map { app_of($node, async => 1) } 1 .. $logins;
 poll_until('logins are paced', sub { $admin->value('SELECT waiting > 10 AND rate > 0 FROM weir.startup_limit') eq 't' });
 like(pace('reason'), qr/^(?:busy|steady|share|drain|room)$/, 'which has its reason');
 is(admin_of($node)->value('SELECT 1'), 1, 'a superuser comes in');
-is(scalar(grep { $_->answered } @late) < $logins, 1, 'others wait');
+cmp_ok(scalar(grep { $_->answered } @late), '<', $logins, 'others wait');
 
-# Whoever is served is a session of ours that does nothing.
 reconfigure($admin, 'weir.startup_share' => 100);
 poll_until('weir.startup_share = 100: no pace', sub { startups_waiting($admin) == 0 });
 is(join(' ', map { $_->answer->{status} } @late), join(' ', ('I') x $logins), 'all are in');
 $_->close foreach @late;
 reconfigure($admin, 'weir.startup_share' => 2);
-poll_until('there is a pace', sub { pace('rate < established * 5') eq 't' });
+poll_until('the pace has fallen from what it was meanwhile', sub { pace('rate < established * 5') eq 't' });
 
 @late = map { app_of($node, async => 1) } 1 .. $logins;
 poll_until('logins are paced anew', sub { $admin->value('SELECT waiting > 10 AND rate > 0 FROM weir.startup_limit') eq 't' });
