@@ -96,6 +96,12 @@ bool UnderReserve(const GateClass &c) noexcept
 
 // ---- rates ----------------------------------------------------------------------------------------
 
+double Pace::PerSecond() const noexcept
+{
+    const int64_t interval = interval_ns.load(std::memory_order_relaxed);
+    return interval == 0 ? 0 : 1e9 / static_cast<double>(interval);
+}
+
 // A tenth of a second's worth unless said otherwise.
 void Pace::Set(double per_second, uint32_t burst) noexcept
 {

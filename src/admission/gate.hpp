@@ -88,6 +88,7 @@ struct Pace {
 
     void Set(double per_second, uint32_t burst) noexcept; // per_second 0: no rate
     bool Limits() const noexcept { return interval_ns.load(std::memory_order_relaxed) != 0; }
+    double PerSecond() const noexcept; // 0: no rate
     bool IsDue(int64_t now_us) const noexcept;
     void Charge(int64_t now_us) noexcept;
 };

@@ -48,12 +48,6 @@ double Drawn(uint32_t ahead, double rate, double longest_s)
     return RetryDelay(ahead, rate, longest_s, pg_prng_double(&pg_global_prng_state));
 }
 
-double PerSecond(const Pace &pace)
-{
-    const int64_t interval_ns = pace.interval_ns.load(std::memory_order_relaxed);
-    return interval_ns == 0 ? 0 : 1e9 / static_cast<double>(interval_ns);
-}
-
 // A class with a rate of its own may be slower than the whole queue.
 double StartupRetrySeconds(const GateClass &c)
 {
@@ -61,7 +55,7 @@ double StartupRetrySeconds(const GateClass &c)
     const int32_t timeout_ms = startup_gate.QueueTimeoutMs(kDefaultClass);
     const double longest_s = timeout_ms > 0 ? Min(timeout_ms / 1000.0, kLongestRetry) : kLongestRetry;
     const uint32_t in_all = startup_gate.Waiting(), in_class = c.waiting.load();
-    const double rate = shared->startups.pace.queue_rate, class_rate = PerSecond(c.pace);
+    const double rate = shared->startups.pace.queue_rate, class_rate = c.pace.PerSecond();
     if (class_rate > 0 && (in_class + 1) * rate > (in_all + 1) * class_rate)
         return Drawn(in_class, class_rate, longest_s);
     return Drawn(in_all, rate, longest_s);
@@ -72,7 +66,7 @@ void DetailOfStartup(const GateClass &c)
 {
     const GateShared &g = startup_gate.shared();
     const uint32_t of_class = Gate::ClassActive(c), active = startup_gate.Active(), limit = g.limit.load();
-    const double rate = PerSecond(g.pace), class_rate = PerSecond(c.pace);
+    const double rate = g.pace.PerSecond(), class_rate = c.pace.PerSecond();
     const bool adapts = StartupRateAdapts(shared->startups);
     const bool full = active >= limit && !adapts;
     if (c.max_active != 0 && of_class >= c.max_active)

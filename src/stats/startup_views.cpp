@@ -14,15 +14,13 @@ namespace
 void AddStartupClass(ReturnSetInfo *result, uint32_t class_id)
 {
     const GateClass &c = startup_gate.group(class_id);
-    const int64_t interval_ns = c.pace.interval_ns.load(std::memory_order_relaxed);
+    const double rate = c.pace.PerSecond();
     auto count = [&c](Departure departure) { return c.departures[static_cast<size_t>(departure)].load(); };
     Row row;
     row.PutText(c.name);
     row.PutInt(c.weight);
     row.PutIntOrNull(c.max_active != 0, c.max_active);
-    row.PutIntOrNull(
-        interval_ns != 0,
-        interval_ns != 0 ? static_cast<uint32_t>(std::lround(1e9 / static_cast<double>(interval_ns))) : 0);
+    row.PutIntOrNull(rate > 0, static_cast<uint32_t>(std::lround(rate)));
     row.PutInt(Gate::ClassActive(c));
     row.PutInt(c.waiting.load());
     row.PutCount(Gate::ClassAdmitted(c) - c.admitted_base.load());

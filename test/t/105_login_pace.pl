@@ -45,8 +45,7 @@ cmp_ok(scalar(grep { $_->answered } @late), '<', $logins, 'others wait');
 
 reconfigure($admin, 'weir.startup_share' => 100);
 poll_until('weir.startup_share = 100: no pace', sub { startups_waiting($admin) == 0 });
-is(join(' ', map { $_->answer->{status} } @late), join(' ', ('I') x $logins), 'all are in');
-$_->close foreach @late;
+all_served('without a pace', @late);
 reconfigure($admin, 'weir.startup_share' => 2);
 poll_until('the pace has fallen from what it was meanwhile', sub { pace('rate < established * 5') eq 't' });
 
@@ -55,8 +54,7 @@ poll_until('logins are paced anew', sub { $admin->value('SELECT waiting > 10 AND
 $work->kill_kill;
 poll_until('who worked has left: logins are free', sub { pace('reason') eq 'free' });
 poll_until('nobody waits', sub { startups_waiting($admin) == 0 });
-is(join(' ', map { $_->answer->{status} } @late), join(' ', ('I') x $logins), 'all are in');
-$_->close foreach @late;
+all_served('nobody works any more', @late);
 no_startups_left($admin, 'a pace');
 
 $node->stop;

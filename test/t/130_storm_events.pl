@@ -24,15 +24,6 @@ my $node = gated_node(
 my ($admin, $locker) = map { admin_of($node) } 1, 2;
 $admin->query("CREATE ROLE guesser LOGIN PASSWORD 'x'");
 
-sub all_served
-{
-	my ($name, @sessions) = @_;
-	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	my @states = map { my $answer = $_->answer; $answer ? $answer->{status} // $answer->{message} : 'none' } @sessions;
-	$_->close foreach @sessions;
-	return is(join(' ', @states), join(' ', ('I') x @sessions), "$name: all are served");
-}
-
 # ---- settings that change in a storm of a hundred
 
 {

@@ -15,7 +15,7 @@ use Time::HiRes ();
 
 our @EXPORT = qw(gated_node admin_of app_of reconfigure admission poll_until happens_within wait_for_waiting wait_for_lock pause_replay waits_long_enough
   answers_at_once waits_for_slot is_refused nothing_left startup_value startups_waiting wait_for_startups
-  occupy_startup queue_startups no_startups_left
+  occupy_startup queue_startups all_served no_startups_left
   set_standbys skip_without_coalescing opt_in is_coalesced coalesced_requests no_warnings clock_library set_clock);
 
 # PostgreSQL::Test::Utils sends what a test dies of to its log file alone.
@@ -297,6 +297,16 @@ sub queue_startups
 		poll_until("$want wait", sub { $session->answered; startups_waiting($admin) == $want });
 		$session;
 	} 1 .. $count;
+}
+
+# A test: each of these connections comes in. They are closed.
+sub all_served
+{
+	my ($name, @sessions) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	my @states = map { my $answer = $_->answer; $answer ? $answer->{status} // $answer->{message} : 'none' } @sessions;
+	$_->close foreach @sessions;
+	return is(join(' ', @states), join(' ', ('I') x @sessions), "$name: all are served");
 }
 
 # A test: no connection starts or waits to start.
